@@ -1,0 +1,130 @@
+"""Build and shrink models: Llama-style, readable by every Hugging Face tool."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from distillkit.errors import UserError
+from distillkit.model_files import SHIPPED, load_model, save_model
+
+__all__ = [
+    "SHIPPED",
+    "SIZES",
+    "ModelSize",
+    "build_model",
+    "count_parameters",
+    "load_model",
+    "save_model",
+    "student_from_layers",
+]
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The shape of a Llama-style model: width of a token, layers, attention heads, feed-forward."""
+
+    width: int
+    layers: int
+    heads: int
+    feed_forward: int
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.layers, self.heads, self.feed_forward) < 1:
+            raise UserError(f"every number of a model's size must be at least 1, found {self}")
+        if self.width % (2 * self.heads):
+            raise UserError(
+                f"width {self.width} does not split into {self.heads} heads of even width: "
+                f"choose a multiple of {2 * self.heads}"
+            )
+
+
+SIZES = {
+    "teacher": ModelSize(width=192, layers=4, heads=6, feed_forward=512),
+    "student-large": ModelSize(width=128, layers=3, heads=4, feed_forward=344),
+    "student": ModelSize(width=96, layers=2, heads=4, feed_forward=256),
+    "student-small": ModelSize(width=64, layers=2, heads=4, feed_forward=176),
+}
+
+
+def build_model(
+    size: str | ModelSize,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int = 0,
+    max_positions: int = 2048,
+) -> LlamaForCausalLM:
+    """A new Llama-style model with random weights and tied embeddings, in float32.
+
+    The weights depend on ``size``, the tokenizer's length and ``seed`` alone; the global random
+    state is left as it was.
+    """
+    if isinstance(size, str):
+        if size not in SIZES:
+            raise UserError(f"no size is named {size!r}: choose one of {', '.join(SIZES)}")
+        size = SIZES[size]
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size.width,
+        intermediate_size=size.feed_forward,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).float()
+
+
+def student_from_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+    """A student that begins as a copy of some of the teacher's layers (DistilBERT's start).
+
+    Args:
+        teacher: any decoder of transformers; it is left as it was.
+        layers: which of its layers to keep, counted from 0, in ascending order.
+
+    Raises:
+        UserError: no layers, or layers that the teacher lacks or that are not ascending.
+    """
+    name, stack = _layer_stack(teacher)
+    kept = list(layers)
+    if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= len(stack):
+        raise UserError(
+            f"layers is {kept}, expected ascending numbers from 0 to {len(stack) - 1}, "
+            "each at most once"
+        )
+    # The memo maps the layers left out to nothing, so they are never copied.
+    left_out = {id(layer): None for index, layer in enumerate(stack) if index not in kept}
+    student = copy.deepcopy(teacher, left_out)
+    copied = student.get_submodule(name)
+    assert isinstance(copied, torch.nn.ModuleList)
+    chosen = torch.nn.ModuleList([copied[index] for index in kept])
+    student.set_submodule(name, chosen)
+    for index, layer in enumerate(chosen):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index  # type: ignore[assignment]
+    student.config.num_hidden_layers = len(kept)
+    if getattr(student.config, "layer_types", None):
+        student.config.layer_types = [teacher.config.layer_types[index] for index in kept]
+    return student
+
+
+def _layer_stack(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
+    wanted = model.config.num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == wanted:
+            return name, module
+    raise UserError(f"{type(model).__name__} has no list of {wanted} layers to choose from")
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """How many numbers the model learns; tied embeddings are counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
