@@ -1,0 +1,206 @@
+"""Greedy decoding of many conversations at once, without a single padding token.
+
+Step t feeds the t-th token of *every* conversation. Where that token is known already (a prompt,
+the visitor's words, a tool's result) it is fed as it is; where it is not, it is the model's own
+choice of the step before. So all rows always have the same length: the cache has no holes, no mask
+and no position ids are needed, and each reply is what decoding that conversation alone would give.
+A conversation that has ended leaves the batch, and its rows of the cache are given back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache, DynamicLayer
+
+from distillkit.errors import UserError
+
+Conversation = Generator[list[int], list[int], None]
+"""Yields the ids of each prompt and is sent the ids of the reply to it."""
+
+_KEEP = 0.85  # the batch is compacted when less than this share of its rows is still alive
+
+
+def decode(
+    model: PreTrainedModel,
+    conversations: Iterable[Conversation],
+    *,
+    end_ids: Iterable[int],
+    max_reply_tokens: int = 64,
+    batch_size: int = 250,
+) -> None:
+    """Serve conversations with greedy replies until each has returned.
+
+    A reply ends with one of `end_ids`, or is cut after `max_reply_tokens`. The next prompt may
+    extend what the model has read (the usual case) or rewrite it (some templates do, and a reply
+    can be spelt with other tokens than its text would be): then the conversation starts over from
+    its first token, together with the next batch.
+    """
+    ends = frozenset(end_ids)
+    waiting = deque(_Row(conversation, ends, max_reply_tokens) for conversation in conversations)
+    with evaluating(model), torch.inference_mode():
+        while waiting:
+            rows = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
+            _stream(model, [row for row in rows if not row.done])
+            waiting.extend(row for row in rows if not row.done)
+
+
+def generate_replies(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    *,
+    max_reply_tokens: int = 64,
+    batch_size: int = 64,
+) -> list[list[int]]:
+    """Greedy reply to each prompt (token ids, see `chat.encode_prompt`), as token ids.
+
+    The end-of-turn token is kept when the reply has one. Raises UserError when a prompt and its
+    reply do not fit into the model's positions.
+    """
+    limit = position_limit(model)
+    longest = max(map(len, prompts), default=0)
+    if limit is not None and longest + max_reply_tokens > limit:
+        raise UserError(
+            f"a prompt of {longest} tokens and a reply of {max_reply_tokens} exceed the model's "
+            f"{limit} positions: shorten the conversations or max_reply_tokens"
+        )
+    replies: list[list[int]] = [[] for _ in prompts]
+
+    def ask(index: int) -> Conversation:
+        replies[index] = yield prompts[index]
+
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    decode(
+        model,
+        (ask(index) for index in by_length),
+        end_ids=end_of_turn_ids(model, tokenizer),
+        max_reply_tokens=max_reply_tokens,
+        batch_size=batch_size,
+    )
+    return replies
+
+
+def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids that end a reply: the tokenizer's end token and those the model's settings name."""
+    named = getattr(model, "generation_config", None)
+    ids = getattr(named, "eos_token_id", None)
+    ends = set(ids) if isinstance(ids, (list, tuple)) else {ids}
+    return {end for end in ends | {tokenizer.eos_token_id} if end is not None}
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """The number of tokens that the model was built for, or None where it has no limit."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode, and afterwards back into the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+class _Row:
+    """One conversation in the batch: the ids known so far, and where its open reply begins."""
+
+    def __init__(self, conversation: Conversation, ends: frozenset[int], most: int) -> None:
+        self.conversation, self.ends, self.most = conversation, ends, most
+        self.known: list[int] = []
+        self.start = 0
+        self.done = False
+        self.stale = False
+        self._ask(None)
+
+    def hear(self, token: int, fed: int) -> None:
+        """Take the model's next token; after the last one of a reply, fetch the next prompt."""
+        self.known.append(token)
+        if token in self.ends or len(self.known) - self.start >= self.most:
+            read = self.known[:fed]
+            self._ask(self.known[self.start :])
+            self.stale = self.known[:fed] != read
+
+    def _ask(self, reply: list[int] | None) -> None:
+        try:
+            self.known = list(self.conversation.send(reply))  # type: ignore[arg-type]
+            self.start = len(self.known)
+        except StopIteration:
+            self.done = True
+
+
+def _stream(model: PreTrainedModel, rows: list[_Row]) -> None:
+    """Feed all rows from their first token on, until each is done or has to start over."""
+    cache, fed = Cache(layer_class_to_replicate=_RoomyLayer), 0
+    for row in rows:
+        row.stale = False
+    batch = list(rows)
+    while alive := [index for index, row in enumerate(batch) if not (row.done or row.stale)]:
+        if len(alive) < _KEEP * len(batch):
+            batch = [batch[index] for index in alive]
+            cache.batch_select_indices(torch.tensor(alive, device=model.device))
+            alive = list(range(len(batch)))
+        known = min(len(batch[index].known) for index in alive)
+        tokens = _choose(model, _block(batch, fed, known).to(model.device), cache)
+        fed = known
+        for index in alive:
+            if len(batch[index].known) == fed:
+                batch[index].hear(tokens[index], fed)
+
+
+def _block(batch: list[_Row], first: int, last: int) -> Tensor:
+    """The tokens first..last of every row; rows that have left are filled with zeros."""
+    width = last - first
+    ids = [row.known[first:last] for row in batch]
+    return torch.tensor([row if len(row) == width else [0] * width for row in ids])
+
+
+def _choose(model: PreTrainedModel, ids_BS: Tensor, cache: Cache) -> list[int]:
+    output: Any = model(ids_BS, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return output.logits[:, -1].argmax(-1).tolist()
+
+
+class _RoomyLayer(DynamicLayer):
+    """A cache layer with spare room: a step writes one token and copies nothing.
+
+    The stock layer concatenates, so each step copies all that was read before.
+    """
+
+    room: list[Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        filled = self.get_seq_length()
+        length = filled + key_states.shape[-2]
+        if self.room is None or length > self.room[0].shape[-2]:
+            self.room = [
+                self._roomier(old, new, 2 * length)
+                for old, new in ((self.keys, key_states), (self.values, value_states))
+            ]
+        for room, new in zip(self.room, (key_states, value_states), strict=True):
+            room[:, :, filled:length] = new
+        self.keys, self.values = (room[:, :, :length] for room in self.room)
+        return self.keys, self.values
+
+    @staticmethod
+    def _roomier(old: Tensor | None, like: Tensor, capacity: int) -> Tensor:
+        room = like.new_empty(*like.shape[:2], max(64, capacity), like.shape[-1])
+        if old is not None and old.numel():
+            room[:, :, : old.shape[-2]] = old
+        return room
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.room = None
