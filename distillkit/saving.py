@@ -1,0 +1,82 @@
+"""Checkpoints of a training run: they appear whole, or not at all.
+
+transformers writes a checkpoint file by file into its final folder, and resumes from the last
+folder that it finds, half-written or not. Here a checkpoint is written aside and then renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+from transformers.utils import logging as transformers_logging
+
+_UNFINISHED = ".unfinished"
+
+
+class WholeCheckpoints(Trainer):
+    """A trainer that a kill at any moment leaves with its earlier checkpoints, and no half one."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write the checkpoint aside, then rename it: a kill leaves the earlier ones, no half."""
+        final = Path(super()._get_output_dir(trial))
+        aside = final / _UNFINISHED
+        self._write_to = str(aside)
+        try:
+            if self.args.should_save:
+                shutil.rmtree(aside, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            with _no_bars():
+                super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            self._publish(aside / f"checkpoint-{self.state.global_step}", final)
+        finally:
+            self._write_to = None
+            if self.args.should_save:
+                shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _publish(self, written: Path, final: Path) -> None:
+        """Rename a written checkpoint into place, then drop those above `save_total_limit`."""
+        best = self.state.best_model_checkpoint
+        if best is not None and Path(best) == written:
+            self.state.best_model_checkpoint = str(final / written.name)
+        if not self.args.should_save:
+            return
+        self.state.save_to_json(str(written / "trainer_state.json"))
+        shutil.rmtree(final / written.name, ignore_errors=True)
+        os.replace(written, final / written.name)
+        keep = {str(self.state.best_model_checkpoint), str(final / written.name)}
+        limit = self.args.save_total_limit or 0
+        for old in checkpoints_in(final)[:-limit] if limit > 0 else []:
+            if str(old) not in keep:
+                shutil.rmtree(old, ignore_errors=True)
+
+    _write_to: str | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._write_to or super()._get_output_dir(trial)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Hold back the progress bar that saving a model shows: it would tear ours."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def checkpoints_in(folder: str | Path) -> list[Path]:
+    """The checkpoints of a training folder, oldest first."""
+    found = [path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[11:]))
