@@ -1,0 +1,278 @@
+"""Every figure of the course: one look, and one colour for each role in all chapters.
+
+Titles are sentences and come from the caller; what the functions themselves write is in `WORDS`.
+The colours are Okabe and Ito's, which readers with any colour vision can tell apart; each role has
+a marker of its own as well. A function returns its figure and leaves none open: a notebook shows it
+when it is the last line of a cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from numpy.typing import ArrayLike
+
+from distillkit.errors import UserError
+
+if TYPE_CHECKING:
+    from distillkit.evaluation import Calibration
+
+__all__ = [
+    "ROLES",
+    "STYLE",
+    "WORDS",
+    "Role",
+    "interval_plot",
+    "learning_curves",
+    "reliability",
+    "token_bars",
+]
+
+
+@dataclass(frozen=True)
+class Role:
+    """How one kind of model looks in every figure."""
+
+    name: str
+    colour: str
+    marker: str
+
+
+ROLES = {
+    "teacher": Role("teacher", "#0072B2", "s"),
+    "labels": Role("student, labels", "#E69F00", "o"),
+    "smoothing": Role("student, label smoothing", "#56B4E9", "^"),
+    "written": Role("student, teacher's text", "#CC79A7", "D"),
+    "distilled": Role("student, distilled", "#009E73", "v"),
+    "truth": Role("truth", "#000000", "x"),
+    "before": Role("student before training", "#999999", "P"),
+}
+
+WORDS = {
+    "steps": "training step",
+    "nll": "NLL (nats per assistant token)",
+    "conversations": "training conversations",
+    "success": "task success (share of visitors)",
+    "confidence": "confidence (probability of the likeliest token)",
+    "accuracy": "accuracy (share of tokens predicted right)",
+    "calibrated": "perfectly calibrated",
+    "calibration": "{name} (ECE {error:.3f})",
+    "probability": "probability of the next token",
+}
+
+STYLE: Any = {
+    "figure.figsize": (7.2, 4.2),
+    "figure.dpi": 90,
+    "savefig.dpi": 90,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E5E5E5",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+}
+
+
+P = ParamSpec("P")
+
+
+def _drawn(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in the course's style, and leave no figure open for the notebook to show twice."""
+
+    @wraps(draw)
+    def in_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with plt.rc_context(STYLE):
+            figure = draw(*args, **kwargs)
+        plt.close(figure)
+        return figure
+
+    return in_style
+
+
+@_drawn
+def learning_curves(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    title: str,
+    xlabel: str = WORDS["steps"],
+    ylabel: str = WORDS["nll"],
+    levels: Mapping[str, float] | None = None,
+) -> Figure:
+    """How a measure goes as training does: one line a role, its best point marked.
+
+    curves: role -> (steps of shape (points,), values of shape (points,) or (seeds, points)); with
+    several seeds the line is their mean and the band goes from the least to the greatest.
+    levels: role -> a horizontal line to compare with, such as the teacher or the truth.
+    """
+    figure, axes = _new(title, xlabel, ylabel)
+    for role, (steps, values) in curves.items():
+        look = _role(role)
+        table = np.atleast_2d(np.asarray(values, dtype=float))
+        mean = table.mean(axis=0)
+        axes.plot(steps, mean, color=look.colour, label=look.name)
+        if len(table) > 1:
+            axes.fill_between(
+                np.asarray(steps), table.min(0), table.max(0), color=look.colour, alpha=0.2, lw=0
+            )
+        best = int(np.nanargmin(mean))
+        axes.plot(np.asarray(steps)[best], mean[best], look.marker, color=look.colour)
+    _levels(axes, levels)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+@_drawn
+def interval_plot(
+    points: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    *,
+    title: str,
+    xlabel: str = WORDS["conversations"],
+    ylabel: str = WORDS["success"],
+    levels: Mapping[str, float] | None = None,
+    percent: bool = False,
+) -> Figure:
+    """A measure with its interval for every arm and size, on a logarithmic axis of sizes.
+
+    points: role -> [(size, mean, low, high), ...]. Arms are set a little apart so that their
+    intervals do not hide each other. levels: role -> a horizontal line to compare with.
+    """
+    figure, axes = _new(title, xlabel, ylabel)
+    for place, (role, rows) in enumerate(points.items()):
+        look = _role(role)
+        size, mean, low, high = np.array(sorted(rows), dtype=float).T
+        apart = 1.06 ** (place - (len(points) - 1) / 2)
+        axes.errorbar(
+            size * apart,
+            mean,
+            yerr=np.maximum([mean - low, high - mean], 0),
+            color=look.colour,
+            marker=look.marker,
+            label=look.name,
+            capsize=3,
+            elinewidth=1.2,
+        )
+    _levels(axes, levels)
+    _size_axis(axes, sorted({row[0] for rows in points.values() for row in rows}))
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+@_drawn
+def reliability(
+    calibrations: Mapping[str, Calibration], *, title: str, least_count: int = 20
+) -> Figure:
+    """Accuracy against confidence, bin by bin; on the diagonal, a model is as right as it says.
+
+    calibrations: role -> evaluation.calibration_error(...). Bins of fewer than `least_count` tokens
+    are left out of the picture (not of the error).
+    """
+    figure, axes = _new(title, WORDS["confidence"], WORDS["accuracy"])
+    figure.set_size_inches(5.2, 4.6)
+    axes.plot([0, 1], [0, 1], color="#666666", ls=":", lw=1.2, label=WORDS["calibrated"])
+    for role, calibration in calibrations.items():
+        look = _role(role)
+        bins = [each for each in calibration.bins if each.count >= least_count]
+        axes.plot(
+            [each.confidence for each in bins],
+            [each.accuracy for each in bins],
+            color=look.colour,
+            marker=look.marker,
+            label=WORDS["calibration"].format(name=look.name, error=calibration.error),
+        )
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.legend(loc="upper left")
+    return figure
+
+
+@_drawn
+def token_bars(
+    distributions: Mapping[str, Mapping[str, float]],
+    *,
+    title: str,
+    said: str | None = None,
+    top: int = 8,
+) -> Figure:
+    """Next-token distributions side by side, one panel a role, the same tokens in each.
+
+    distributions: role -> {token text: probability}. Shown are the `top` tokens that are likeliest
+    in any panel, in the order of the first one. said: the token that came, set in bold.
+    """
+    if not distributions:
+        raise UserError("found no distribution to draw: expected at least one role")
+    tokens = _likeliest(distributions, top)
+    size = (7.2, 1.3 + 0.26 * len(tokens))
+    figure, row = plt.subplots(1, len(distributions), figsize=size, sharey=True, squeeze=False)
+    rows = np.arange(len(tokens))
+    for axes, (role, distribution) in zip(row[0], distributions.items(), strict=True):
+        look = _role(role)
+        chances = [distribution.get(token, 0.0) for token in tokens]
+        axes.barh(rows, chances, color=look.colour, height=0.7)
+        axes.set_title(look.name.replace(", ", ",\n"), fontsize=9, fontweight="normal")
+        axes.set(xlim=(0, 1), xticks=[0, 0.5, 1])
+        axes.grid(axis="y", visible=False)
+    first = row[0][0]
+    first.set_yticks(rows, [_shown(token) for token in tokens])
+    first.invert_yaxis()
+    for label, token in zip(first.get_yticklabels(), tokens, strict=True):
+        label.set_fontweight("bold" if token == said else "normal")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.supxlabel(WORDS["probability"], fontsize=10)
+    return figure
+
+
+def _role(role: str) -> Role:
+    if role not in ROLES:
+        raise UserError(f"found the role {role!r}: expected one of {', '.join(ROLES)}")
+    return ROLES[role]
+
+
+def _new(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots()
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    return figure, axes
+
+
+def _levels(axes: Axes, levels: Mapping[str, float] | None) -> None:
+    for role, value in (levels or {}).items():
+        look = _role(role)
+        axes.axhline(value, color=look.colour, ls="--", lw=1.4, label=look.name)
+
+
+def _size_axis(axes: Axes, sizes: Sequence[float]) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(list(sizes)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def _likeliest(distributions: Mapping[str, Mapping[str, float]], top: int) -> list[str]:
+    best: dict[str, float] = {}
+    for distribution in distributions.values():
+        for token, chance in distribution.items():
+            best[token] = max(chance, best.get(token, 0.0))
+    chosen = sorted(best, key=lambda token: (-best[token], token))[:top]
+    first = next(iter(distributions.values()))
+    return sorted(chosen, key=lambda token: (-first.get(token, 0.0), -best[token], token))
+
+
+def _shown(token: str) -> str:
+    """A blank must be seen; a dollar sign must not start a formula."""
+    return token.replace(" ", "␣").replace("\n", "⏎").replace("$", r"\$") or "∅"

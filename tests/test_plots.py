@@ -1,0 +1,156 @@
+"""Figures: one look for each role, the numbers that were passed, small files, nothing left open."""
+
+import io
+from itertools import combinations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex, to_rgb
+
+from distillkit.errors import UserError
+from distillkit.evaluation import Bin, Calibration
+from distillkit.plots import ROLES, interval_plot, learning_curves, reliability, token_bars
+
+STEPS = np.arange(0, 2001, 50)
+SIZES = (100, 300, 1000, 3000)
+
+
+def curves():
+    random = np.random.default_rng(0)
+    shapes = {"labels": 0.3, "distilled": 0.05, "smoothing": 0.2}
+    return {
+        role: (STEPS, 1 / (1 + STEPS / 90) + up * STEPS / 2000 + random.normal(0, 0.01, (5, 41)))
+        for role, up in shapes.items()
+    }
+
+
+def arms():
+    return {
+        role: [
+            (size, 0.1 * k + 0.1 * n, 0.1 * k - 0.05, 0.1 * k + 0.4) for n, size in enumerate(SIZES)
+        ]
+        for k, role in enumerate(("labels", "smoothing", "written", "distilled"), 1)
+    }
+
+
+def calibrations():
+    bins = [Bin(k / 10, (k + 1) / 10, 40, k / 10 + 0.05, (k / 10) ** 0.5) for k in range(10)]
+    few = Bin(0.0, 0.1, 3, 0.05, 0.9)
+    return {"labels": Calibration(0.123, bins), "distilled": Calibration(0.01, [few, *bins[3:]])}
+
+
+def panels():
+    words = [" Which", " Would", " $5", " do", " shall", " I", "<|call|>", " one", " any", "\n"]
+    return {
+        role: dict(zip(words, np.random.default_rng(n).dirichlet(np.full(10, 0.3)), strict=True))
+        for n, role in enumerate(("truth", "teacher", "labels", "distilled"))
+    }
+
+
+FIGURES = {
+    "curves": lambda: learning_curves(
+        curves(),
+        title="Labels overfit; the teacher's distributions do not",
+        levels={"teacher": 0.1, "truth": 0.05},
+    ),
+    "intervals": lambda: interval_plot(
+        arms(), title="The gain shrinks as data grows", percent=True, levels={"teacher": 0.97}
+    ),
+    "reliability": lambda: reliability(calibrations(), title="The student is too sure of itself"),
+    "bars": lambda: token_bars(panels(), title="The student has learned to doubt", said=" do"),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_small_has_a_title_and_named_axes_and_is_closed(name):
+    figure = FIGURES[name]()
+    assert not plt.get_fignums()
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    assert 5_000 < len(picture.getvalue()) <= 60_000
+    axes = figure.axes[0]
+    title = axes.get_title(loc="left") if name != "bars" else figure.get_suptitle()
+    assert " " in title
+    xlabel = axes.get_xlabel() if name != "bars" else figure.get_supxlabel()
+    assert xlabel and (axes.get_ylabel() or name == "bars")
+
+
+def test_roles_differ_in_colour_and_marker():
+    assert len({role.marker for role in ROLES.values()}) == len(ROLES)
+    for one, other in combinations(ROLES.values(), 2):
+        assert np.abs(np.subtract(to_rgb(one.colour), to_rgb(other.colour))).max() > 0.2
+
+
+def test_a_role_has_its_colour_in_every_figure():
+    wanted = ROLES["distilled"].colour.lower()
+    line = _line(FIGURES["curves"](), "student, distilled")
+    assert to_hex(line.get_color()) == wanted
+    assert (
+        to_hex(_line(FIGURES["reliability"](), "student, distilled (ECE 0.010)").get_color())
+        == wanted
+    )
+    bars = FIGURES["bars"]().axes[3].patches
+    assert {to_hex(bar.get_facecolor()) for bar in bars} == {wanted}
+    containers = FIGURES["intervals"]().axes[0].containers
+    assert to_hex(containers[3].lines[0].get_color()) == wanted
+
+
+def test_curves_show_the_mean_and_mark_its_best_point():
+    figure = learning_curves({"labels": (STEPS, curves()["labels"][1])}, title="A title")
+    line = _line(figure, "student, labels")
+    mean = curves()["labels"][1].mean(axis=0)
+    np.testing.assert_allclose(line.get_ydata(), mean)
+    best = figure.axes[0].lines[1]
+    assert best.get_xdata()[0] == STEPS[mean.argmin()] and best.get_ydata()[0] == mean.min()
+    assert len(figure.axes[0].collections) == 1  # the band over seeds
+    one = learning_curves({"labels": ([0, 1, 2], [3.0, 1.0, 2.0])}, title="A title")
+    assert not one.axes[0].collections
+
+
+def test_intervals_show_what_was_passed_beside_each_other():
+    figure = FIGURES["intervals"]()
+    places = []
+    for container, rows in zip(figure.axes[0].containers, arms().values(), strict=True):
+        x, y = container.lines[0].get_data()
+        np.testing.assert_allclose(y, [row[1] for row in rows])
+        ends = [bar[:, 1] for bar in container.lines[2][0].get_segments()]
+        np.testing.assert_allclose(ends, [row[2:] for row in rows])
+        places.append(x)
+    assert len(np.unique(places)) == 16
+    np.testing.assert_allclose(np.exp(np.log(places).mean(axis=0)), SIZES)
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == [
+        "100",
+        "300",
+        "1,000",
+        "3,000",
+    ]
+
+
+def test_bins_of_few_tokens_are_left_out_of_the_diagram():
+    line = _line(FIGURES["reliability"](), "student, distilled (ECE 0.010)")
+    assert len(line.get_xdata()) == 7
+
+
+def test_bars_show_the_same_likeliest_tokens_in_every_panel():
+    first = {" yes": 0.6, " no": 0.3, " so": 0.1}
+    second = {" so": 0.7, " perhaps": 0.3}
+    figure = token_bars(
+        {"truth": first, "labels": second}, title="Two of a kind", top=3, said=" so"
+    )
+    labels = figure.axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == ["␣yes", "␣no", "␣so"]
+    assert [label.get_fontweight() for label in labels] == ["normal", "normal", "bold"]
+    widths = [[bar.get_width() for bar in axes.patches] for axes in figure.axes]
+    assert widths == [[0.6, 0.3, 0.1], [0.0, 0.0, 0.7]]
+
+
+def test_an_unknown_role_is_refused():
+    with pytest.raises(UserError, match="'pupil': expected one of teacher"):
+        learning_curves({"pupil": ([0], [1.0])}, title="A title")
+    with pytest.raises(UserError, match="at least one role"):
+        token_bars({}, title="A title")
+
+
+def _line(figure, label):
+    return next(line for line in figure.axes[0].lines if line.get_label() == label)
