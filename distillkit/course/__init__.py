@@ -1,0 +1,12 @@
+"""The course around the library: run levels, executing the chapters, stamping the notebooks.
+
+What a chapter needs of it:
+
+    from distillkit.course import headline, recorded, run_level
+"""
+
+from distillkit.course.headlines import headline
+from distillkit.course.levels import Level, machine_check, run_level
+from distillkit.course.results import recorded
+
+__all__ = ["Level", "headline", "machine_check", "recorded", "run_level"]
