@@ -1,0 +1,35 @@
+"""A frozen teacher that thinks about each conversation once."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+
+class RememberingTeacher(nn.Module):
+    """Keeps the last hidden states of every conversation it has met; only its head runs again.
+
+    For a few thousand short conversations this is what a cache on disk is for a corpus: exact, and
+    the teacher's layers cost nothing from the second epoch on.
+    """
+
+    def __init__(self, teacher: PreTrainedModel):
+        super().__init__()
+        self.teacher = teacher
+        self.config = teacher.config
+        self.seen: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.teacher.get_output_embeddings()
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, **_) -> CausalLMOutput:
+        lengths = attention_mask.sum(1).tolist()
+        keys = [tuple(ids[:n]) for ids, n in zip(input_ids.tolist(), lengths, strict=True)]
+        if any(key not in self.seen for key in keys):
+            hidden = self.teacher.model(input_ids, attention_mask=attention_mask, use_cache=False)
+            for key, states, n in zip(keys, hidden.last_hidden_state, lengths, strict=True):
+                self.seen.setdefault(key, states[:n].clone())
+        states = nn.utils.rnn.pad_sequence([self.seen[key] for key in keys], batch_first=True)
+        missing = input_ids.shape[1] - states.shape[1]
+        states = nn.functional.pad(states, (0, 0, 0, missing))
+        return CausalLMOutput(logits=self.get_output_embeddings()(states))
