@@ -23,6 +23,7 @@ from distillkit.evaluation import (
     nll,
     paired_difference_interval,
     play,
+    scored_batches,
     task_success,
 )
 from distillkit.models import ModelSize, build_model
@@ -293,6 +294,14 @@ def test_agreement_equals_a_loop_and_cuts_padded_heads(model, tokenizer, rows):
                 same.append(bool(mine[position - 1] == theirs[position - 1]))
     assert agreement(model, other, encoded) == pytest.approx(np.mean(same))
     assert agreement(model, model, encoded, batch_tokens=500) == 1.0
+
+
+def test_scores_read_in_turn_leave_training_possible(model, tokenizer, rows):
+    encoded = encode_rows(tokenizer, rows[:5])
+    agreement(model, model, encoded, batch_tokens=500)
+    half_read = scored_batches(model, encoded, batch_tokens=500)
+    next(half_read)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
 # The truth -----------------------------------------------------------------------------------
