@@ -76,9 +76,11 @@ def _head_at(model: Any, rows: Tensor, shape: Size) -> Iterator[None]:
 
 
 def _model_inputs(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What the model's forward takes of a batch: ids, mask, positions.
+    """What the model's forward takes of a batch: ids, and a mask and positions where they matter.
 
     Positions count from each conversation's first token, also when padding stands on its left.
+    A model that predicts the next token looks to the left alone, so padding on the right is out of
+    its sight: it is given no mask, and attention takes its faster, purely causal path.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside peft
     known = inspect.signature(type(base).forward).parameters
@@ -86,7 +88,7 @@ def _model_inputs(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     if "use_cache" in known:
         passed["use_cache"] = False
     mask = inputs.get("attention_mask")
-    if mask is not None:
+    if mask is not None and not _padded_on_the_right(mask):
         passed["attention_mask"] = mask
         if "position_ids" in known:
             counted = inputs.get("position_ids")
@@ -96,3 +98,8 @@ def _model_inputs(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 
 def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _padded_on_the_right(mask: Tensor) -> bool:
+    """Whether no conversation has padding before it or a hole in it."""
+    return bool((mask.long().cummin(dim=-1).values == mask).all())

@@ -55,11 +55,14 @@ def build_model(
     *,
     seed: int = 0,
     max_positions: int = 2048,
+    initializer_range: float | None = None,
 ) -> LlamaForCausalLM:
     """A new Llama-style model with random weights and tied embeddings, in float32.
 
     The weights depend on ``size``, the tokenizer's length and ``seed`` alone; the global random
-    state is left as it was.
+    state is left as it was. ``initializer_range`` is their standard deviation, by default
+    1/sqrt(width), at which a matrix leaves the size of what it reads as it was. The 0.02 of
+    transformers suits models some twenty times as wide.
     """
     if isinstance(size, str):
         if size not in SIZES:
@@ -74,6 +77,7 @@ def build_model(
         num_key_value_heads=size.heads,
         max_position_embeddings=max_positions,
         tie_word_embeddings=True,
+        initializer_range=initializer_range or size.width**-0.5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

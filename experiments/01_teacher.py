@@ -95,7 +95,7 @@ def main() -> None:
         for steps, seed in zip(args.steps, SEEDS, strict=True)
     ]
     tokenizer = train_tokenizer(lessons[0][:6000], VOCABULARY)
-    model = build_model(args.size, tokenizer, seed=0)
+    model = build_model(args.size, tokenizer, seed=0, initializer_range=0.02)
     curve: list[dict] = []
     for number, rows in enumerate(lessons):
         history = train(

@@ -26,8 +26,8 @@ from distillkit.report import data_card
 DATA = Path(__file__).parents[2] / "shared" / "data"
 VOCABULARY = 2048
 REPLIES = 300  # test replies that are generated and compared, MultiWOZ alone
-TEACHER = {"steps": 1500, "batch_size": 8, "learning_rate": 3e-3}
-STUDENT = {"steps": 1500, "batch_size": 8, "learning_rate": 5e-3}
+TEACHER = {"steps": 1200, "batch_size": 8, "learning_rate": 3e-3, "eval_every": 200}
+STUDENT = {"steps": 1000, "batch_size": 8, "learning_rate": 5e-3, "eval_every": 100}
 ARMS = {"labels": {"alpha": 0.0}, "distilled": {"alpha": 0.9, "temperature": 1.0}}
 
 

@@ -22,12 +22,13 @@ class RememberingTeacher(nn.Module):
     def get_output_embeddings(self) -> nn.Module:
         return self.teacher.get_output_embeddings()
 
-    def forward(self, input_ids, attention_mask=None, position_ids=None, **_) -> CausalLMOutput:
-        lengths = attention_mask.sum(1).tolist()
+    def forward(self, input_ids, **_) -> CausalLMOutput:
+        """Logits of conversations that are padded on the right, with a token that is only that."""
+        lengths = (input_ids != self.config.pad_token_id).sum(1).tolist()
         keys = [tuple(ids[:n]) for ids, n in zip(input_ids.tolist(), lengths, strict=True)]
         if any(key not in self.seen for key in keys):
-            hidden = self.teacher.model(input_ids, attention_mask=attention_mask, use_cache=False)
-            for key, states, n in zip(keys, hidden.last_hidden_state, lengths, strict=True):
+            hidden = self.teacher.model(input_ids, use_cache=False).last_hidden_state
+            for key, states, n in zip(keys, hidden, lengths, strict=True):
                 self.seen.setdefault(key, states[:n].clone())
         states = nn.utils.rnn.pad_sequence([self.seen[key] for key in keys], batch_first=True)
         missing = input_ids.shape[1] - states.shape[1]

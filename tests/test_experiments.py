@@ -60,11 +60,10 @@ def test_a_remembering_teacher_gives_the_teachers_logits():
     teacher.model.register_forward_hook(lambda *_: calls.append(1))
     for chosen in ([0, 1, 2], [2, 0], [3, 4, 5, 6], [6, 1, 3]):
         batch = collate([rows[number] for number in chosen])
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
-            ours = remembering(**inputs).logits
+            ours = remembering(batch["input_ids"]).logits
             before = len(calls)
-            theirs = teacher(**inputs).logits
+            theirs = teacher(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             calls[before:] = []
         mask = batch["attention_mask"].bool()
         torch.testing.assert_close(ours[mask], theirs[mask])
