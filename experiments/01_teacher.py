@@ -1,14 +1,14 @@
 """Train the front desk's tokenizer and teacher, and put them into distillkit/checkpoints.
 
-    python experiments/01_teacher.py [--steps 2400 3600] [--work build/teacher]
+    python experiments/01_teacher.py [--work build/teacher]
 
 It is trained in two rounds: the second begins with the weights of the first, with conversations
-that it has not met and the learning rate up again. One round of 2,400 steps left it at 89 % of the
-visits. Matrices are trained with Muon, the rest with AdamW. It goes on where it was stopped, and
-ends with ``experiments/results/01_teacher.json``.
+that it has not met and the learning rate up again. Matrices are trained with Muon, the rest with
+AdamW. It goes on where it was stopped, and ends with ``experiments/results/01_teacher.json``.
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,9 +26,23 @@ from distillkit.training import DistillationArguments, DistillationTrainer, chec
 from distillkit.truth import floor
 
 VOCABULARY = 1024
-LEARNING_RATE = 3e-3
-SEEDS = (1, 11)  # of the conversations of each round
-DECAYS = (0.4, 0.8)  # the share of each round's steps in which the rate falls
+BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Round:
+    """Steps of a batch each, the seed of their conversations, and how the learning rate goes."""
+
+    steps: int
+    seed: int
+    learning_rate: float
+    decay: float  # the share of the steps in which the rate falls
+
+
+ROUNDS = (
+    Round(2400, seed=1, learning_rate=3e-3, decay=0.4),
+    Round(3600, seed=11, learning_rate=3e-3, decay=0.8),
+)
 CARD = """\
 ---
 library_name: transformers
@@ -45,13 +59,13 @@ simulated front desk of the course and nothing else.
 """
 
 
-def train(model, tokenizer, rows: list, *, steps: int, batch_size: int, decay: float, work: Path):
-    """Train the model on the labels of these conversations; what its training logged."""
+def train(model, tokenizer, plan: Round, work: Path) -> list[dict]:
+    """Train the model on the labels of a round's conversations; what its training logged."""
     arguments = DistillationArguments(
         output_dir=str(work),
         alpha=0.0,
-        max_steps=steps,
-        per_device_train_batch_size=batch_size,
+        max_steps=plan.steps,
+        per_device_train_batch_size=BATCH_SIZE,
         per_device_eval_batch_size=20,
         bucket_by_length=True,
         max_grad_norm=1.0,
@@ -66,13 +80,15 @@ def train(model, tokenizer, rows: list, *, steps: int, batch_size: int, decay: f
     trainer = DistillationTrainer(
         model,
         args=arguments,
-        train_dataset=encode_rows(tokenizer, rows),
+        train_dataset=encode_rows(tokenizer, front_desk(plan.steps * BATCH_SIZE, seed=plan.seed)),
         eval_dataset=encode_rows(tokenizer, front_desk(120, seed=1, split="development")),
         processing_class=tokenizer,
-        optimizers=muon(model, steps=steps, learning_rate=LEARNING_RATE, decay=decay),
+        optimizers=muon(
+            model, steps=plan.steps, learning_rate=plan.learning_rate, decay=plan.decay
+        ),
     )
     done = checkpoints_in(work)
-    if done and done[-1].name == f"checkpoint-{steps}":
+    if done and done[-1].name == f"checkpoint-{plan.steps}":
         saved = type(model).from_pretrained(done[-1]).state_dict()
         model.load_state_dict(saved)
         trainer.state = TrainerState.load_from_json(str(done[-1] / "trainer_state.json"))
@@ -83,38 +99,24 @@ def train(model, tokenizer, rows: list, *, steps: int, batch_size: int, decay: f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, nargs=2, default=[2400, 3600], help="of each round")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--size", default="teacher")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=Path("build/teacher"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    lessons = [
-        front_desk(steps * args.batch_size, seed=seed)
-        for steps, seed in zip(args.steps, SEEDS, strict=True)
-    ]
-    tokenizer = train_tokenizer(lessons[0][:6000], VOCABULARY)
-    model = build_model(args.size, tokenizer, seed=0, initializer_range=0.02)
+    tokenizer = train_tokenizer(front_desk(6000, seed=ROUNDS[0].seed), VOCABULARY)
+    model = build_model("teacher", tokenizer, seed=0, initializer_range=0.02)
+    record = Record("01_teacher.json")
     curve: list[dict] = []
-    for number, rows in enumerate(lessons):
-        history = train(
-            model,
-            tokenizer,
-            rows,
-            steps=args.steps[number],
-            batch_size=args.batch_size,
-            decay=DECAYS[number],
-            work=args.work / f"round-{number + 1}",
-        )
-        before = sum(args.steps[:number])
-        curve += [entry | {"step": entry["step"] + before} for entry in history]
+    steps = 0
+    for number, plan in enumerate(ROUNDS, 1):
+        history = train(model, tokenizer, plan, args.work / f"round-{number}")
+        curve += [entry | {"step": entry["step"] + steps} for entry in history]
+        steps += plan.steps
     measures = measure(model.eval(), tokenizer)
-    count = sum(map(len, lessons))
+    count = steps * BATCH_SIZE
     card = CARD.format(parameters=count_parameters(model), rows=count, **measures)
     folder = save_model(model, tokenizer, SHIPPED_FOLDER / "front-desk-teacher", card=card)
-    record = Record("01_teacher.json")
-    record.runs[:] = [{"size": args.size, "steps": sum(args.steps), "conversations": count}]
+    record.runs[:] = [{"size": "teacher", "steps": steps, "conversations": count}]
     record.runs[0] |= {"parameters": count_parameters(model), "bytes": bytes_on_disk(folder)}
     record.runs[0] |= {**measures, "curve": curve}
     record.write()

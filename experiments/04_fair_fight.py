@@ -2,52 +2,83 @@
 
     python experiments/04_fair_fight.py [--arms labels smoothing] [--seeds 0 1]
 
-Every arm gets the same three tuning trials (on 300 conversations, with a seed that is used for
-nothing else) and is judged at its own best validation checkpoint (see ``arms.py``). Final numbers
-are from test worlds, whose names nobody has seen, and the same visitors for all.
-Each run is written to ``experiments/results/04_fair_fight.ARM.json`` as it ends, and a run that is
-there is not made again: stop it when you like, and let two processes work on different arms.
+Every arm gets three tuning trials (on 300 conversations, with a seed that is used for nothing
+else); the one with the best validation NLL is used for all sizes and seeds. Each student is judged
+at its own best validation checkpoint (see ``arms.py``). The final numbers are from test worlds, and
+the same visitors for all. Each run is written to ``experiments/results/04_fair_fight.ARM.json`` as
+it ends, and a run that is there is not made again: stop it when you like, and let two processes
+work on different arms. The students of ``SHIPPED`` go into distillkit/checkpoints.
 """
 
 import argparse
-from pathlib import Path
 
 import torch
-from arms import train
-from recording import RESULTS, Record
+from arms import VISITS, Classroom
+from recording import Record
 from remembering import RememberingTeacher
 
-from distillkit.models import load_model
+from distillkit.benchmark import bytes_on_disk
+from distillkit.model_files import SHIPPED_FOLDER
+from distillkit.models import load_model, save_model
 
 SIZES = (100, 300, 1000, 3000)
 TUNING_SIZE, TUNING_SEED = 300, 1000
 TRIALS: dict[str, list[dict]] = {
-    "labels": [{}, {"longer": 2}, {"learning_rate": 2.5e-3}],
-    "smoothing": [{"smoothing": 0.1}, {"smoothing": 0.1, "longer": 2}, {"smoothing": 0.03}],
-    "written": [{}, {"longer": 2}, {"learning_rate": 2.5e-3}],
+    "labels": [{}, {"epochs": 32}, {"epochs": 16}],
+    "smoothing": [{"smoothing": 0.1}, {"smoothing": 0.1, "epochs": 16}, {"smoothing": 0.03}],
+    "written": [{}, {"epochs": 32}, {"epochs": 16}],
     "distilled": [
         {"alpha": 0.9, "temperature": 1.0},
-        {"alpha": 0.9, "temperature": 1.0, "longer": 2},
-        {"alpha": 0.9, "temperature": 2.0, "longer": 2},
+        {"alpha": 0.9, "temperature": 1.0, "epochs": 32},
+        {"alpha": 0.9, "temperature": 2.0},
     ],
 }
+SHIPPED = {
+    ("labels", 3000, 0): ("front-desk-student-labels", "the labels alone"),
+    ("distilled", 3000, 0): ("front-desk-student", "the soft labels of front-desk-teacher"),
+}
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+license: apache-2.0
+---
+# {name}
+
+A student of the front desk: {parameters:,} parameters, trained on {size:,} conversations with
+{how}. Of {visits:,} visitors of towns that it has never seen it serves {success:.1%} to their
+satisfaction; its NLL there is {nll:.3f} nats per assistant token. Made by
+`experiments/04_fair_fight.py`, whose results stand in `experiments/results`. It knows the simulated
+front desk of the course and nothing else.
+"""
 
 
-def tune(record: Record, arm: str, teacher, tokenizer) -> dict:
-    """The trial with the best task success on development visitors (NLL where they tie)."""
+def tune(record: Record, arm: str, classroom: Classroom) -> dict:
+    """The trial with the best validation NLL."""
     runs = [
         record.once(
-            lambda trial=trial: train(
-                arm, TUNING_SIZE, TUNING_SEED, trial, teacher, tokenizer, split="development"
-            ),
+            lambda trial=trial: classroom.train(arm, TUNING_SIZE, TUNING_SEED, trial)[1],
             arm=arm,
             size=TUNING_SIZE,
             seed=TUNING_SEED,
-            number=number,
+            trial=trial,
+            **classroom.key(arm),
         )
-        for number, trial in enumerate(TRIALS[arm])
+        for trial in TRIALS[arm]
     ]
-    return max(runs, key=lambda run: (run["success"], -run["nll"]))["trial"]
+    return min(runs, key=lambda run: run["best_validation"])["trial"]
+
+
+def fight(arm: str, size: int, seed: int, trial: dict, classroom: Classroom) -> dict:
+    """Train and measure one student, and keep it where it ships."""
+    model, run = classroom.train(arm, size, seed, trial)
+    run |= classroom.measure(model)
+    if (arm, size, seed) in SHIPPED:
+        name, how = SHIPPED[arm, size, seed]
+        card = CARD.format(name=name, how=how, size=size, visits=VISITS, **run)
+        folder = save_model(model, classroom.tokenizer, SHIPPED_FOLDER / name, card=card)
+        run["bytes"] = bytes_on_disk(folder)
+    return run
 
 
 def main() -> None:
@@ -55,26 +86,24 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(TRIALS), choices=list(TRIALS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES), choices=SIZES)
-    parser.add_argument("--keep", type=Path, default=Path("build/students"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model, tokenizer = load_model("front-desk-teacher")
-    teacher = RememberingTeacher(model)
-    for arm in args.arms:
-        record = Record(f"04_fair_fight.{arm}.json", args.results)
-        chosen = tune(record, arm, teacher, tokenizer)
-        for seed in args.seeds:
-            for size in args.sizes:
-                keep = args.keep / f"{arm}-{size}-{seed}" if seed == 0 else None
-                record.once(
-                    lambda run=(arm, size, seed, chosen), keep=keep: train(
-                        *run, teacher, tokenizer, keep=keep
-                    ),
+    teacher, tokenizer = load_model("front-desk-teacher")
+    classroom = Classroom(RememberingTeacher(teacher), tokenizer)
+    records = {arm: Record(f"04_fair_fight.{arm}.json") for arm in args.arms}
+    chosen = {arm: tune(records[arm], arm, classroom) for arm in args.arms}
+    for seed in args.seeds:
+        classroom.next_seed()
+        for size in args.sizes:
+            for arm in args.arms:
+                records[arm].once(
+                    lambda run=(arm, size, seed): fight(*run, chosen[run[0]], classroom),
                     arm=arm,
                     size=size,
                     seed=seed,
+                    trial=chosen[arm],
+                    **classroom.key(arm),
                 )
 
 

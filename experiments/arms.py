@@ -2,109 +2,141 @@
 
 Every student starts from random weights of its seed, sees the conversations of its seed, and is
 judged at its own best validation checkpoint: the labels' NLL on development visitors; for the
-student of teacher-written text, the NLL of teacher-written development text. It is measured in
-unseen worlds.
+student of teacher-written text, the NLL of teacher-written development text. Training stops where
+that has not improved for ``PATIENCE`` evaluations.
 """
 
 import shutil
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 
 from remembering import RememberingTeacher
-from transformers import PreTrainedTokenizerBase
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 
 from distillkit.chat import encode_rows
 from distillkit.dialogues import Visit, front_desk
 from distillkit.evaluation import calibration_error, nll, serve, task_success
-from distillkit.models import build_model, count_parameters, save_model
+from distillkit.models import build_model, count_parameters
 from distillkit.optimizers import muon
 from distillkit.training import DistillationArguments, DistillationTrainer
 
-SHORT = {100: 300, 300: 400, 1000: 800, 3000: 1200}  # optimizer steps of eight conversations
-VISITS = 200
+STEPS, BATCH_SIZE = 1200, 8  # the most optimizer steps, and conversations in each
+EVALUATIONS, PATIENCE = 10, 3
+VALIDATION = 60  # development conversations
+LEARNING_RATE = 5e-3
+VISITS, TEST = 1000, 200  # visitors to serve, and conversations to score, in test worlds
 
 
-def train(
-    arm: str,
-    size: int,
-    seed: int,
-    trial: dict,
-    teacher: RememberingTeacher,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    split: str = "test",
-    keep: Path | None = None,
-) -> dict:
-    """Train one student, load its best checkpoint, and measure it on this split's visitors."""
-    model = build_model("student", tokenizer, seed=seed)
-    steps = int(SHORT[size] * trial.get("longer", 1))
-    work = Path(tempfile.mkdtemp(prefix="fair-fight-"))
-    arguments = DistillationArguments(
-        output_dir=str(work),
-        alpha=trial.get("alpha", 0.0),
-        temperature=trial.get("temperature", 1.0),
-        label_smoothing_factor=trial.get("smoothing", 0.0),
-        max_steps=steps,
-        per_device_train_batch_size=8,
-        per_device_eval_batch_size=16,
-        bucket_by_length=True,
-        eval_strategy="steps",
-        eval_steps=steps // 10,
-        save_steps=steps // 10,
-        save_total_limit=1,
-        load_best_model_at_end=True,
-        logging_steps=steps // 10,
-        disable_tqdm=True,
-        seed=seed,
-    )
-    rows, validation = conversations(arm, size, seed, teacher, tokenizer)
-    trainer = DistillationTrainer(
-        model,
-        teacher if arm == "distilled" else None,
-        args=arguments,
-        train_dataset=encode_rows(tokenizer, rows),
-        eval_dataset=encode_rows(tokenizer, validation),
-        processing_class=tokenizer,
-        optimizers=muon(model, steps=steps, learning_rate=trial.get("learning_rate", 5e-3)),
-    )
-    trainer.train()
-    shutil.rmtree(work)
-    history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    if keep is not None:
-        save_model(model, tokenizer, keep)
-    return {
-        "trial": trial,
-        "parameters": count_parameters(model),
-        "steps": steps,
-        "best_validation": min(entry["eval_loss"] for entry in history),
-        "curve": [[entry["step"], round(entry["eval_loss"], 4)] for entry in history],
-        **measure(model.eval(), tokenizer, split),
-    }
+class Classroom:
+    """What all students of one teacher share: it, its tokenizer, and what it has written."""
 
+    def __init__(self, teacher: RememberingTeacher, tokenizer: PreTrainedTokenizerBase):
+        self.teacher, self.tokenizer = teacher, tokenizer
+        self._written: dict[tuple, tuple[list[dict], int]] = {}  # and how many visitors were met
 
-def conversations(arm: str, size: int, seed: int, teacher, tokenizer) -> tuple[list, list]:
-    """To train and to validate on; the teacher may have written the desk's part."""
-    if arm != "written":
-        return front_desk(size, seed=100 + seed), front_desk(100, seed=2, split="development")
-    parts = []
-    for count, key, split in ((size, 100 + seed, "train"), (100, 2, "development")):
-        visits = [Visit(f"{key}/{number}", split) for number in range(count)]
-        serve(teacher.teacher, tokenizer, visits)
-        parts.append([{"id": "", "messages": visit.messages} for visit in visits if visit.done])
-    return parts[0], parts[1]
+    def key(self, arm: str) -> dict[str, str]:
+        """What a run of this arm depends on beside its own settings: the teacher, if it has one."""
+        if arm not in ("written", "distilled"):
+            return {}
+        digest = sha256()
+        for weights in self.teacher.parameters():
+            digest.update(weights.detach().numpy().tobytes())
+        return {"teacher": digest.hexdigest()[:12]}
 
+    def next_seed(self) -> None:
+        """Forget what belongs to the conversations of the last seed."""
+        self.teacher.seen.clear()
+        self._written.clear()
 
-def measure(model, tokenizer, split: str) -> dict:
-    """NLL, task success and calibration on the visitors of this split."""
-    encoded = encode_rows(tokenizer, front_desk(200, seed=3, split=split))
-    success = task_success(model, tokenizer, visits=VISITS, seed=4, split=split)
-    low, high = success.interval()
-    return {
-        "nll": nll(model, encoded).per_token,
-        "calibration_error": calibration_error(model, encoded).error,
-        "success": success.rate,
-        "low": low,
-        "high": high,
-        "successes": "".join("01"[won] for won in success.successes),
-        "failures": dict(success.failures.most_common(5)),
-    }
+    def train(self, arm: str, size: int, seed: int, trial: dict) -> tuple:
+        """Train one student of this arm; (the student at its best step, what its training gave)."""
+        model = build_model("student", self.tokenizer, seed=seed)
+        passes = trial.get("epochs", STEPS * BATCH_SIZE)  # over the data, at most
+        steps = min(STEPS, passes * size // BATCH_SIZE)
+        work = Path(tempfile.mkdtemp(prefix="fair-fight-"))
+        arguments = DistillationArguments(
+            output_dir=str(work),
+            alpha=trial.get("alpha", 0.0),
+            temperature=trial.get("temperature", 1.0),
+            label_smoothing_factor=trial.get("smoothing", 0.0),
+            max_steps=steps,
+            per_device_train_batch_size=BATCH_SIZE,
+            per_device_eval_batch_size=2 * BATCH_SIZE,
+            bucket_by_length=True,
+            eval_strategy="steps",
+            eval_steps=steps // EVALUATIONS,
+            save_steps=steps // EVALUATIONS,
+            save_total_limit=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_loss",
+            greater_is_better=False,
+            logging_strategy="no",
+            disable_tqdm=True,
+            seed=seed,
+        )
+        rows, validation = self.conversations(arm, size, seed)
+        trainer = DistillationTrainer(
+            model,
+            self.teacher if arm == "distilled" else None,
+            args=arguments,
+            train_dataset=encode_rows(self.tokenizer, rows),
+            eval_dataset=encode_rows(self.tokenizer, validation),
+            processing_class=self.tokenizer,
+            callbacks=[EarlyStoppingCallback(PATIENCE)],
+            optimizers=muon(
+                model, steps=steps, learning_rate=trial.get("learning_rate", LEARNING_RATE)
+            ),
+        )
+        trainer.train()
+        shutil.rmtree(work)
+        history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+        return model.eval(), {
+            "trial": trial,
+            "parameters": count_parameters(model),
+            "steps": steps,
+            "best_validation": min(entry["eval_loss"] for entry in history),
+            "curve": [[entry["step"], round(entry["eval_loss"], 4)] for entry in history],
+        }
+
+    def conversations(self, arm: str, size: int, seed: int) -> tuple[list, list]:
+        """To train and to validate on; the teacher may have written the desk's part."""
+        if arm == "written":
+            return (
+                self._by_the_teacher(size, 100 + seed, "train"),
+                self._by_the_teacher(VALIDATION, 2, "development"),
+            )
+        return front_desk(size, seed=100 + seed), front_desk(
+            VALIDATION, seed=2, split="development"
+        )
+
+    def _by_the_teacher(self, count: int, seed: int, split: str) -> list[dict]:
+        """Visits that the teacher has served to their end.
+
+        The visitors are those of ``front_desk(…, seed=seed, split=split)``. A visit breaks off
+        where the desk makes a mistake; it is left out, and the next visitor takes its place.
+        """
+        rows, met = self._written.get((seed, split), ([], 0))
+        while len(rows) < count:
+            missing = count - len(rows)
+            visits = [Visit(f"{seed}/{number}", split) for number in range(met, met + missing)]
+            serve(self.teacher.teacher, self.tokenizer, visits)
+            rows += [{"id": "", "messages": visit.messages} for visit in visits if visit.success]
+            met += missing
+        self._written[seed, split] = rows, met
+        return rows[:count]
+
+    def measure(self, model) -> dict:
+        """NLL, calibration and task success in worlds whose names nobody has seen."""
+        encoded = encode_rows(self.tokenizer, front_desk(TEST, seed=3, split="test"))
+        success = task_success(model, self.tokenizer, visits=VISITS, seed=4)
+        low, high = success.interval()
+        return {
+            "nll": nll(model, encoded).per_token,
+            "calibration_error": calibration_error(model, encoded).error,
+            "success": success.rate,
+            "low": low,
+            "high": high,
+            "successes": "".join("01"[won] for won in success.successes),
+            "failures": dict(success.failures.most_common(5)),
+        }

@@ -38,6 +38,7 @@ class Record:
         if found is None:
             began = time.time()
             found = {**key, **make(), "seconds": round(time.time() - began, 1)}
+            found |= {name: provenance()[name] for name in ("commit", "date")}
             self.runs.append(found)
             self.write()
             print(" ".join(f"{name}={value}" for name, value in key.items()), flush=True)

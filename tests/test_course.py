@@ -17,7 +17,7 @@ from distillkit.course import headline, levels, machine_check, run, run_level, s
 from distillkit.course.headlines import MIME, find_headline
 from distillkit.course.levels import SWITCH, Level
 from distillkit.course.notebooks import find_notebooks, normalise, read_notebook
-from distillkit.course.results import overview
+from distillkit.course.results import fair_fight, fair_table, marks, overview
 from distillkit.errors import UserError
 
 # --- levels ---------------------------------------------------------------------------------------
@@ -296,6 +296,29 @@ def test_every_stamp_in_this_checkout_is_current(tmp_path):
     chapters = [path.name for path in (stamp.ROOT / "chapters").glob("*.ipynb")]
     assert stamp.stamp_readme(readme, chapters, repository) == readme
     assert stamp.stamp_results(readme, overview()) == readme
+
+
+def test_only_seeds_that_all_arms_have_finished_are_compared(tmp_path):
+    def run(arm, seed, successes, **more):
+        return {"arm": arm, "size": 100, "seed": seed, "nll": 0.5 + seed, **more} | (
+            {"successes": successes, "success": successes.count("1") / 4} if successes else {}
+        )
+
+    files = {
+        "labels": [run("labels", 1000, ""), run("labels", 0, "0011"), run("labels", 1, "0000")],
+        "distilled": [run("distilled", 0, "0111"), run("distilled", 2, "1111")],
+    }
+    for arm, runs in files.items():
+        (tmp_path / f"04_fair_fight.{arm}.json").write_text(json.dumps({"runs": runs}))
+    fight = fair_fight(tmp_path)
+    assert {arm: [run["seed"] for run in sizes[100]] for arm, sizes in fight.items()} == {
+        "labels": [0],
+        "distilled": [0],
+    }
+    assert marks(fight["distilled"][100]) == [[False, True, True, True]]
+    table = fair_table(tmp_path).splitlines()
+    assert "| 100 | student, labels | 1 | 0.500 (0.500 to 0.500) | 50.0% [" in table[2]
+    assert "student, distilled" in table[3] and "75.0%" in table[3]
 
 
 def test_stamping_a_checkout_twice_writes_once(tmp_path, stamped):

@@ -1,5 +1,6 @@
 """What the long experiments stand on: records that go on, and a teacher that thinks once."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -9,11 +10,13 @@ import tiny
 import torch
 
 from distillkit.chat import Collator
+from distillkit.models import load_model
 from distillkit.provenance import provenance
 from distillkit.training import DistillationArguments, DistillationTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
+import arms
 from recording import Record
 from remembering import RememberingTeacher
 
@@ -93,3 +96,31 @@ def test_a_remembering_teacher_teaches_the_same(tmp_path):
     plain, remembered = trained(tiny.teacher()), trained(RememberingTeacher(tiny.teacher()))
     for name in plain:
         torch.testing.assert_close(remembered[name], plain[name], rtol=1e-4, atol=1e-5)
+
+
+def test_every_arm_of_the_fair_fight_trains_and_is_measured(tmp_path, monkeypatch):
+    sizes = {"STEPS": 2, "EVALUATIONS": 1, "VALIDATION": 2, "VISITS": 2, "TEST": 2}
+    for name, value in sizes.items():
+        monkeypatch.setattr(arms, name, value)
+    fair_fight = importlib.import_module("04_fair_fight")
+    monkeypatch.setattr(fair_fight, "SHIPPED_FOLDER", tmp_path)
+    teacher, tokenizer = load_model("front-desk-teacher")
+    classroom = arms.Classroom(RememberingTeacher(teacher), tokenizer)
+    for arm, trials in fair_fight.TRIALS.items():
+        run = fair_fight.fight(arm, 8, 0, trials[0], classroom)
+        assert len(run["successes"]) == 2 and run["nll"] > 0
+        assert [step for step, _ in run["curve"]] == [2]
+    monkeypatch.setattr(fair_fight, "SHIPPED", {("labels", 8, 0): ("shipped", "labels alone")})
+    run = fair_fight.fight("labels", 8, 0, {}, classroom)
+    assert (tmp_path / "shipped" / "README.md").exists() and run["bytes"] > 0
+
+
+def test_the_teacher_writes_the_visits_of_the_same_visitors(monkeypatch):
+    teacher, tokenizer = load_model("front-desk-teacher")
+    classroom = arms.Classroom(RememberingTeacher(teacher), tokenizer)
+    monkeypatch.setattr(arms, "VALIDATION", 1)
+    few, _ = classroom.conversations("written", 2, seed=0)
+    more, validation = classroom.conversations("written", 3, seed=0)
+    plain, _ = classroom.conversations("labels", 3, seed=0)
+    assert more[:2] == few and len(more) == 3 and len(validation) == 1
+    assert [row["messages"][0] for row in more] == [row["messages"][0] for row in plain]

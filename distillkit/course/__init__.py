@@ -7,6 +7,15 @@ What a chapter needs of it:
 
 from distillkit.course.headlines import headline
 from distillkit.course.levels import Level, machine_check, run_level
-from distillkit.course.results import recorded
+from distillkit.course.results import fair_fight, fair_table, marks, recorded
 
-__all__ = ["Level", "headline", "machine_check", "recorded", "run_level"]
+__all__ = [
+    "Level",
+    "fair_fight",
+    "fair_table",
+    "headline",
+    "machine_check",
+    "marks",
+    "recorded",
+    "run_level",
+]

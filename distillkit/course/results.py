@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from distillkit.course.notebooks import ROOT
 from distillkit.errors import UserError
+from distillkit.intervals import bootstrap_interval
+from distillkit.plots import ROLES
 
 RESULTS = ROOT / "experiments" / "results"
 
@@ -26,19 +29,65 @@ def recorded(pattern: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
+def fair_fight(folder: Path = RESULTS) -> dict[str, dict[int, list[dict[str, Any]]]]:
+    """arm -> conversations -> a run for each training seed that all arms have finished.
+
+    Recorded by `experiments/04_fair_fight.py`. Seeds are in the same order for all arms, so the
+    visitors' marks of two arms can be compared pair by pair.
+    """
+    runs: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
+    for content in recorded("04_fair_fight.*.json", folder):
+        for run in content["runs"]:
+            if "success" in run:  # a tuning trial has none
+                runs.setdefault(run["arm"], {})[run["size"], run["seed"]] = run
+    shared = sorted(set.intersection(*map(set, runs.values()))) if runs else []
+    return {
+        arm: {size: [made[key] for key in shared if key[0] == size] for size, _ in shared}
+        for arm, made in runs.items()
+    }
+
+
+def marks(runs: Sequence[dict[str, Any]]) -> list[list[bool]]:
+    """Which visitors each run served, (seeds, visitors), as the bootstrap intervals take them."""
+    return [[mark == "1" for mark in run["successes"]] for run in runs]
+
+
+def fair_table(folder: Path = RESULTS) -> str:
+    """conversations × arm × (NLL, task success), in Markdown, with their spread over seeds."""
+    lines = [
+        "| conversations | student | seeds | NLL (least to greatest) | visits served |",
+        "|---:|---|---:|---:|---:|",
+    ]
+    fight = fair_fight(folder)
+    for size in sorted({size for sizes in fight.values() for size in sizes}):
+        for arm in (role for role in ROLES if role in fight):
+            runs = fight[arm][size]
+            losses = [run["nll"] for run in runs]
+            served = sum(run["success"] for run in runs) / len(runs)
+            low, high = bootstrap_interval(marks(runs))
+            lines.append(
+                f"| {size:,} | {ROLES[arm].name} | {len(runs)} | {sum(losses) / len(losses):.3f} "
+                f"({min(losses):.3f} to {max(losses):.3f}) "
+                f"| {served:.1%} [{low:.1%}, {high:.1%}] |"
+            )
+    return "\n".join(lines)
+
+
 def overview(folder: Path = RESULTS) -> str:
     """The table of the README: the shipped models, in towns that they have never seen."""
     teacher = recorded("01_teacher.json", folder)[0]["runs"][0]
-    files = recorded("02_students.*.json", folder)
-    students = {run["arm"]: run for file in files for run in file["runs"]}
     lines = [
         "| model | parameters | MB | NLL | visits served |",
         "|---|---:|---:|---:|---:|",
         _line("the desk itself (the truth)", None, teacher["floor"], "100 %"),
         _line("teacher", teacher, teacher["nll"], _share(teacher)),
     ]
-    names = {"distilled": "student, distilled", "labels": "student, labels alone"}
-    lines += [_line(names[arm], run, run["nll"], _share(run)) for arm, run in students.items()]
+    lines += [
+        _line(ROLES[run["arm"]].name, run, run["nll"], _share(run))
+        for content in recorded("04_fair_fight.*.json", folder)
+        for run in content["runs"]
+        if "bytes" in run  # it ships
+    ]
     return "\n".join(lines)
 
 
