@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from distillkit import report
@@ -31,6 +31,7 @@ from distillkit.dialogues.loading import load_dialogues
 from distillkit.errors import UserError
 from distillkit.models import SIZES, build_model, count_parameters, load_model, save_model
 from distillkit.optimizers import muon
+from distillkit.saving import checkpoints_in, resumable_state
 from distillkit.settings import (
     RATES,
     TRAINED_RATE,
@@ -38,7 +39,7 @@ from distillkit.settings import (
     divergence_named,
     training_arguments,
 )
-from distillkit.training import DistillationTrainer, checkpoints_in
+from distillkit.training import DistillationTrainer
 from distillkit.workplace import check_new, workplace
 
 Model = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -188,9 +189,10 @@ class _School:
 
     def _fit(self, role: str, student: PreTrainedModel) -> list[dict[str, Any]]:
         """Train to the last step, from the last checkpoint if there is one; load the best."""
-        folder = self.work / f"{role}-training"
+        folder = (self.work / f"{role}-training").resolve()
+        start = copy.deepcopy(student.state_dict())
         done = checkpoints_in(folder)
-        state = TrainerState.load_from_json(str(done[-1] / "trainer_state.json")) if done else None
+        state = resumable_state(done[-1]) if done else None
         if state is None or state.global_step < self.settings.steps:
             bar = _Bar(role if self.progress else None)
             trainer = self._trainer(role, student, folder, bar, first=not done)
@@ -202,6 +204,8 @@ class _School:
         else:
             best, _ = load_model(folder / f"checkpoint-{state.best_global_step}")
             student.load_state_dict(best.state_dict())
+        if report.best(report.curve(state.log_history))[0] == 0:  # no step was better than none
+            student.load_state_dict(start)
         student.eval()
         return state.log_history
 
@@ -271,7 +275,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `distillkit distill`."""
     add = parser.add_argument
     models = "a shipped model, a folder, or a hub name"
-    add("--teacher", default="front-desk-teacher", help=f"{models} (default: %(default)s)")
+    add("--teacher", help=f"{models} (default: front-desk-teacher; with --alpha 0 none)")
     add("--student", default="student", help=f"{models}; or a new one: {', '.join(SIZES)}")
     add("--data", default="front-desk", help="front-desk, a .jsonl/.json/.parquet file, a hub name")
     add(
@@ -293,7 +297,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the command; the exit status."""
     settings = {each.name: getattr(args, each.name) for each in fields(Settings)}
     out = Path(args.out).expanduser()
-    teacher = args.teacher if args.alpha > 0 or args.teacher != "front-desk-teacher" else None
+    teacher = args.teacher or ("front-desk-teacher" if args.alpha > 0 else None)
     check_new(out, Path(f"{out}.unfinished"), args.resume)
     Settings(**settings)  # refused before the data is read
     train, held_out, test = _data(args)
@@ -326,8 +330,10 @@ def _data(args: argparse.Namespace) -> tuple[Rows, Rows, Rows | None]:
     print(train.summary())
     test = load_dialogues(args.test_data, split="test") if args.test_data else None
     held_out: Any = None
-    if args.eval_data or args.data == "front-desk":
-        held_out = load_dialogues(args.eval_data or args.data, split="development", limit=200)
+    if args.eval_data and args.eval_data != "front-desk":
+        held_out = load_dialogues(args.eval_data, split="validation")
+    elif args.eval_data or args.data == "front-desk":
+        held_out = load_dialogues("front-desk", split="development", limit=200)
     for rows in filter(None, (held_out, test)):
         print(rows.summary())
     if held_out is not None:

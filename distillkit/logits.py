@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Size, Tensor, nn
 
 from distillkit.chat import IGNORE_INDEX
@@ -76,28 +77,33 @@ def _head_at(model: Any, rows: Tensor, shape: Size) -> Iterator[None]:
 
 
 def _model_inputs(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What the model's forward takes of a batch: ids, and a mask and positions where they matter.
+    """What the model's forward takes of a batch: ids, and mask and positions where they matter.
 
-    Positions count from each conversation's first token, also when padding stands on its left.
-    A model that predicts the next token looks to the left alone, so padding on the right is out of
-    its sight: it is given no mask, and attention takes its faster, purely causal path.
+    Positions count from each conversation's first token, also when padding stands on its left;
+    those that the batch brings (of packed conversations, say) are kept. A model that predicts the
+    next token looks to the left alone, so padding on the right is out of its sight: it is given no
+    mask, and attention takes its faster, purely causal path.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside peft
     known = inspect.signature(type(base).forward).parameters
     passed: dict[str, Any] = {"input_ids": inputs["input_ids"]}
     if "use_cache" in known:
         passed["use_cache"] = False
-    mask = inputs.get("attention_mask")
-    if mask is not None and not _padded_on_the_right(mask):
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    if mask is not None:
+        counted = _positions(mask)
+        plain = positions is None or torch.equal(positions, counted)
+        if plain and _padded_on_the_right(mask):
+            return passed
         passed["attention_mask"] = mask
-        if "position_ids" in known:
-            counted = inputs.get("position_ids")
-            passed["position_ids"] = _positions(mask) if counted is None else counted
+        positions = counted if positions is None else positions
+    if positions is not None and "position_ids" in known:
+        passed["position_ids"] = positions
     return passed
 
 
 def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(-1) - 1).clamp(min=0)
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def _padded_on_the_right(mask: Tensor) -> bool:

@@ -38,7 +38,7 @@ def data_card(**parts: Rows) -> dict[str, Any]:
 def _part(rows: Rows) -> dict[str, Any]:
     digest = hashlib.sha256()
     for row in rows:
-        line = json.dumps(row["messages"], sort_keys=True, ensure_ascii=False)
+        line = json.dumps(row["messages"], sort_keys=True, ensure_ascii=False, default=str)
         digest.update(line.encode("utf-8") + b"\n")
     refused = [str(each) for each in getattr(rows, "refused", [])]
     return {
@@ -115,7 +115,7 @@ def metrics(
             role: {"parameters": count_parameters(model), "scores": scores[role]}
             for role, model in models.items()
         },
-        "curves": {role: _curve(history) for role, history in histories.items()},
+        "curves": {role: curve(history) for role, history in histories.items()},
         "provenance": {
             **provenance(),
             "seed": run["settings"]["seed"],
@@ -124,7 +124,7 @@ def metrics(
     }
 
 
-def _curve(history: list[dict[str, Any]]) -> dict[str, list[Any]]:
+def curve(history: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """The held-out NLL at each evaluation, and the training losses at each entry of the log."""
     held_out = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
     losses = {entry["step"]: entry for entry in history if "loss" in entry}
@@ -153,7 +153,8 @@ def write(folder: Path, metrics: Metrics) -> None:
     figure = plots.learning_curves(curves, title=_headline(metrics), levels=levels)
     figure.savefig(folder / "learning_curve.png")
     (folder / "report.md").write_text(_report(metrics), encoding="utf-8")
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(metrics, indent=1, ensure_ascii=False) + "\n"
+    (folder / "metrics.json").write_text(text, encoding="utf-8")
 
 
 def best(curve: Mapping[str, list[Any]]) -> tuple[int, float]:

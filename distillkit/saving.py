@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.utils import logging as transformers_logging
+
+from distillkit.errors import UserError
 
 _UNFINISHED = ".unfinished"
 
@@ -74,6 +78,34 @@ def _no_bars() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+def resumable_state(checkpoint: Path) -> TrainerState:
+    """The state of training in a checkpoint that can be resumed from.
+
+    The best checkpoint so far is looked for beside it, wherever the folder was moved or is named
+    from. Raises UserError where a file is damaged or missing.
+    """
+    try:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        for name in ("optimizer.pt", "scheduler.pt"):
+            if not zipfile.is_zipfile(checkpoint / name):  # what torch.save writes
+                raise OSError(f"{name} is missing or cut off")
+        best = checkpoint.parent / f"checkpoint-{state.best_global_step}"
+        for folder in {checkpoint, best} if state.best_global_step else {checkpoint}:
+            with safe_open(folder / "model.safetensors", "pt"):
+                pass
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
+        raise UserError(
+            f"{checkpoint} is damaged ({' '.join(str(problem).split())}): remove that folder "
+            "to go on from an earlier one, or the whole unfinished run"
+        ) from problem
+    if state.best_global_step and state.best_model_checkpoint != str(best):
+        state.best_model_checkpoint = str(best)
+        aside = checkpoint / "trainer_state.json.part"
+        state.save_to_json(str(aside))
+        os.replace(aside, checkpoint / "trainer_state.json")
+    return state
 
 
 def checkpoints_in(folder: str | Path) -> list[Path]:

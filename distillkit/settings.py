@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,14 @@ class Settings:
         for name in ("alpha", "label_smoothing", "warmup"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name} is {getattr(self, name)}: give a number from 0 to 1")
+        for name in ("learning_rate", "temperature"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0.0 and math.isfinite(value)):
+                raise UserError(f"{name} is {value}: give a number above 0")
+        if not (self.weight_decay >= 0.0 and math.isfinite(self.weight_decay)):
+            raise UserError(f"weight_decay is {self.weight_decay}: give 0 or a number above it")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}: give a whole number from 0 to {2**32 - 1}")
         for name, known in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS)):
             if getattr(self, name) not in known:
                 raise UserError(f"{name} is {getattr(self, name)!r}: give {', '.join(known)}")

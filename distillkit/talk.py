@@ -91,7 +91,8 @@ def watch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, visit: Vis
 
 def _hear() -> str:
     try:
-        return input(YOU).strip()
+        said = input(YOU).strip()
+        return said.encode("utf-8", "replace").decode("utf-8")  # a terminal may send other bytes
     except EOFError:
         return ""
 

@@ -74,7 +74,10 @@ def _check_same_run(file: Path, run: dict) -> None:
     """Writes down what this run is; on resume, it must be what it was."""
     mine = json.loads(json.dumps(run))
     if file.exists():
-        old = _flat(json.loads(file.read_text()))
+        try:
+            old = _flat(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{file} is damaged: remove {file.parent} and start anew") from error
         differing = [key for key, value in _flat(mine).items() if old.get(key) != value]
         if differing:
             key = differing[0]
@@ -83,7 +86,7 @@ def _check_same_run(file: Path, run: dict) -> None:
                 f"{_flat(mine)[key]}: resume with the same, or remove that folder"
             )
     aside = file.with_suffix(".new")
-    aside.write_text(json.dumps(mine, indent=1))
+    aside.write_text(json.dumps(mine, indent=1), encoding="utf-8")
     os.replace(aside, file)
 
 

@@ -167,6 +167,10 @@ def test_nothing_is_kept_without_a_place_to_keep_it(tmp_path, monkeypatch):
         ({"student": "other"}, "tokenizer"),
         ({"steps": 0}, "steps is 0"),
         ({"alpha": 2}, "alpha is 2"),
+        ({"learning_rate": "nan"}, "learning_rate is nan"),
+        ({"temperature": 0}, "temperature is 0"),
+        ({"weight_decay": -1}, "weight_decay is -1"),
+        ({"seed": -1}, "seed is -1"),
         ({"precision": "fp8"}, "fp8"),
         ({"optimizer": "sgd"}, "sgd"),
         pytest.param(
@@ -266,6 +270,52 @@ def test_ctrl_c_then_resume_ends_as_if_nothing_had_been(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert json.loads((place / "mine" / "metrics.json").read_text())["curves"] == curves
     assert not (place / "mine.unfinished").exists()
+
+
+@pytest.fixture
+def unfinished(command, place, monkeypatch):
+    """An interrupted run with two checkpoints, of which the earlier one is the best by far."""
+    with monkeypatch.context() as patch:
+        StopAt(patch, "distilled", 5)
+        assert command() == 130
+    last = place / "mine.unfinished" / "distilled-training" / "checkpoint-4"
+    state = json.loads((last / "trainer_state.json").read_text())
+    state |= {"best_global_step": 2, "best_metric": 1e-6}
+    state["best_model_checkpoint"] = state["best_model_checkpoint"].replace("point-4", "point-2")
+    for entry in state["log_history"]:
+        if entry["step"] == 2 and "eval_loss" in entry:
+            entry["eval_loss"] = 1e-6
+    (last / "trainer_state.json").write_text(json.dumps(state))
+    return place / "mine.unfinished"
+
+
+def test_an_unfinished_run_that_was_moved_keeps_its_best_step(command, place, unfinished):
+    best = load_file(unfinished / "distilled-training" / "checkpoint-2" / "model.safetensors")
+    (place / "moved").mkdir(exist_ok=True)
+    unfinished.rename(place / "moved" / "mine.unfinished")
+    assert command(out="moved/mine", resume=True) == 0
+    saved = load_file(place / "moved" / "mine" / "model.safetensors")
+    assert all(torch.equal(best[name], saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize(
+    "name", ["run.json", "trainer_state.json", "optimizer.pt", "model.safetensors"]
+)
+def test_a_damaged_unfinished_run_is_named(command, place, unfinished, capsys, name):
+    folder = unfinished if name == "run.json" else unfinished / "distilled-training/checkpoint-4"
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    assert command(resume=True) == 2
+    assert "is damaged" in refused(capsys, place, left=["mine.unfinished"])
+
+
+def test_a_student_that_no_step_improves_is_kept_as_it_was():
+    student = tiny.student()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    settings = SHORT | {"optimizer": "adamw", "learning_rate": 50.0}
+    metrics = distill(pair(tiny.teacher()), pair(student), TRAIN, EVAL, **settings)
+    assert report.best(metrics["curves"]["distilled"])[0] == 0
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
 
 
 def test_ctrl_c_before_the_first_checkpoint_leaves_nothing(command, place, capsys, monkeypatch):

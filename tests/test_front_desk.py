@@ -342,6 +342,17 @@ def test_senseless_calls_return_an_error_and_do_not_crash():
         assert visit.messages[-1] == {"role": "tool", "content": "error: no such call"}
 
 
+@pytest.mark.parametrize("value", [None, 3, ["Blue Boar"], {"a": "b"}, True])
+@pytest.mark.parametrize("name", ["search", "details", "book"])
+def test_arguments_that_are_no_words_are_an_error_and_no_crash(name, value):
+    for arguments in ({"name": value, "domain": value, "about": value}, value):
+        function = {"name": name, "arguments": arguments}
+        assert draw_world("test", 0).call(function).startswith("error")
+        visit = Visit(1)
+        visit.reply({"role": "assistant", "content": "", "tool_calls": [{"function": function}]})
+        assert visit.messages[-1]["content"].startswith("error")
+
+
 def test_a_booking_with_missing_or_strange_values_is_an_error_and_no_crash():
     world = draw_world("train", 0)
     hotel = world.places["hotel"][0].name

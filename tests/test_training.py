@@ -221,6 +221,23 @@ def test_the_head_at_chosen_rows_gives_the_same_logits(make, side, known):
     assert len(labels) == len(found)
 
 
+def test_packed_conversations_do_not_see_each_other():
+    model, rows = tiny.student(), tiny.encoded(2)
+    ids = [token for row in rows for token in row["input_ids"]]
+    labels = [token for row in rows for token in [-100, *row["labels"][1:]]]
+    positions = [place for row in rows for place in range(len(row["input_ids"]))]
+    packed = {"input_ids": ids, "labels": labels, "position_ids": positions}
+    packed = {name: torch.tensor([values]) for name, values in packed.items()}
+    places, _ = labelled_positions(packed)
+    alone = torch.cat([model(torch.tensor([row["input_ids"]])).logits[0] for row in rows])
+    for mask in ({}, {"attention_mask": torch.ones_like(packed["input_ids"])}):
+        found = logits_at(model, packed | mask, places)
+        if not mask:  # transformers tells packed conversations by their positions where no mask is
+            torch.testing.assert_close(found, alone[places], rtol=1e-4, atol=1e-5)
+        plain = logits_at(model, {**packed, "position_ids": None}, places)
+        assert not torch.allclose(found, plain)  # the positions are used
+
+
 # --- The teacher --------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ Rows that cannot be learned from are refused with the file, the line and the rea
 """
 
 import codecs
+import glob
 import json
 import os
 import re
@@ -92,7 +93,7 @@ def load_dialogues(
     if name == "front-desk":
         return _front_desk(split, limit, seed)
     path = Path(name).expanduser()
-    if isinstance(source, os.PathLike) or path.exists() or _looks_like_file(name, path):
+    if isinstance(source, os.PathLike) or os.path.exists(path) or _looks_like_file(name, path):
         label, candidates = path.name, _read_file(path)
     else:
         label, candidates = f"{name} ({split})", _read_hub(name, split)
@@ -126,7 +127,7 @@ def _looks_like_file(name: str, path: Path) -> bool:
 
 
 def _read_file(path: Path) -> Iterable[_Candidate]:
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for a name that no file can have
         raise UserError(f"{path}: no such file; expected a file of conversations ({_endings()})")
     if path.is_dir():
         raise UserError(f"{path} is a folder; expected a file of conversations ({_endings()})")
@@ -196,7 +197,9 @@ def _parse(raw: bytes) -> tuple[Any, str | None]:
 def _read_parquet(path: Path) -> Iterator[_Candidate]:
     try:
         # Streaming: no second copy of the data in the user's cache.
-        rows = _load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        rows = _load_dataset(
+            "parquet", data_files=glob.escape(str(path)), split="train", streaming=True
+        )
         for number, row in enumerate(rows, 1):
             yield _Candidate(number, row)
     except UserError:

@@ -34,7 +34,7 @@ def _checked(value: Any) -> tuple[Row | None, str]:
         return None, f"expected an object with 'messages', found {kind_of(value)}"
     key = next((key for key in ("messages", "conversations") if row.get(key) is not None), None)
     if key is None:
-        names = ", ".join(map(str, list(row)[:5])) or "nothing"
+        names = ", ".join(str(name)[:40] for name in list(row)[:5]) or "nothing"
         return None, f"no 'messages' (found {names})"
     raw = _transposed(row[key])
     if not isinstance(raw, list):
@@ -116,7 +116,7 @@ def _fault(message: Any) -> str | None:
         return "no role"
     role, content = message["role"], message.get("content")
     if role not in _ROLES:
-        return f"unknown role {role!r} (expected system, user, assistant or tool)"
+        return f"unknown role {repr(role)[:40]} (expected system, user, assistant or tool)"
     if content is None:
         return f"{role} without content"
     if not isinstance(content, str):
@@ -147,5 +147,11 @@ def _call_fault(role: str, calls: Any) -> str | None:
 
 
 def kind_of(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "a truth value",
+        bytes: "bytes",
+    }
     return "null" if value is None else names.get(type(value), "a number")

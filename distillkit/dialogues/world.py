@@ -182,8 +182,11 @@ class World:
     def call(self, function: dict) -> str:
         """What a tool call returns; a call that makes no sense returns an error text.
 
-        ``function`` is {"name": "search" | "details" | "book", "arguments": {…}}.
+        ``function`` is {"name": "search" | "details" | "book", "arguments": {…}}; a model may put
+        anything there.
         """
+        if not sensible(function):
+            return "error: no such call"
         tools = {"search": self._search, "details": self._details, "book": self._book}
         tool = tools.get(function["name"])
         return (tool(dict(function["arguments"])) if tool else None) or "error: no such call"
@@ -210,6 +213,12 @@ class World:
         if self.taken(place.name, arguments):
             return f"taken, free instead: {self.free_instead(place.name, arguments)}"
         return f"booked: {self.reference(place.name, arguments)}"
+
+
+def sensible(function: dict) -> bool:
+    """Whether all arguments of a call are words."""
+    arguments = function["arguments"]
+    return isinstance(arguments, dict) and all(isinstance(v, str) for v in arguments.values())
 
 
 def show_rows(rows: list[tuple[str, str, str]]) -> str:
