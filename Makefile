@@ -51,7 +51,7 @@ endif
 chapters: $(READY) ## execute the chapters at level cpu and keep their outputs in place
 	@$(PY) -m distillkit.cli run --level cpu --in-place
 
-results: $(READY) ## repeat the long experiments whose numbers the chapters show (hours)
+results: $(READY) ## make what is missing of the long experiments (hours; a result file that is removed is made anew)
 	@set -e; for script in experiments/[0-9]*.py; do \
 		echo "$$script …"; $(PY) "$$script"; done
 

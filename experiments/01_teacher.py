@@ -106,6 +106,9 @@ def main() -> None:
     tokenizer = train_tokenizer(front_desk(6000, seed=ROUNDS[0].seed), VOCABULARY)
     model = build_model("teacher", tokenizer, seed=0, initializer_range=0.02)
     record = Record("01_teacher.json")
+    if record.runs:
+        print(f"{record.path.name} is there: remove it to train the teacher anew")
+        return
     curve: list[dict] = []
     steps = 0
     for number, plan in enumerate(ROUNDS, 1):

@@ -11,6 +11,7 @@ MultiWOZ is the one to look at. A run that stands in
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -71,30 +72,32 @@ def main() -> None:
     record = Record("04_real_dialogues.json")
     record.content["data"] = data_card(train=train, validation=validation, test=test)
 
-    def run(out: Path, teacher, student, **settings) -> dict:
-        metrics = distill(
+    def made(out: Path, teacher, student, **settings) -> dict:
+        """The metrics of this run, which is made unless its folder is there."""
+        if (out / "metrics.json").exists():
+            return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+        return distill(
             teacher, student, train, validation, out, test_rows=test, resume=True, **settings
         )
+
+    def run(out: Path, teacher, student, **settings) -> dict:
+        metrics = made(out, teacher, student, **settings)
         model, tokenizer = load_model(out)
         chosen = next(iter(metrics["curves"]))
         return {**metrics["models"][chosen], **replies(model, tokenizer, multiwoz)}
 
     folder = args.work / "teacher"
     common = {"max_length": 400, "optimizer": "muon"}
-    record.once(
-        lambda: run(folder, None, "teacher", alpha=0.0, vocab_size=VOCABULARY, **TEACHER, **common),
-        arm="teacher",
-        seed=0,
-    )
+    plan = {"alpha": 0.0, "vocab_size": VOCABULARY, **TEACHER, **common}
+    record.once(lambda: run(folder, None, "teacher", **plan), arm="teacher", seed=0)
     for seed in args.seeds:
         for arm, settings in ARMS.items():
-            out = args.work / f"{arm}-{seed}"
+            if record.find(arm=arm, seed=seed):
+                continue
+            made(folder, None, "teacher", **plan)  # another machine may have made the record
+            out, its = args.work / f"{arm}-{seed}", {**settings, **STUDENT, **common, "seed": seed}
             record.once(
-                lambda out=out, arm=arm, settings=settings, seed=seed: run(
-                    out, folder, "student", seed=seed, **settings, **STUDENT, **common
-                ),
-                arm=arm,
-                seed=seed,
+                lambda out=out, its=its: run(out, folder, "student", **its), arm=arm, seed=seed
             )
 
 
