@@ -24,13 +24,13 @@ from distillkit.models import load_model, save_model
 SIZES = (100, 300, 1000, 3000)
 TUNING_SIZE, TUNING_SEED = 300, 1000
 TRIALS: dict[str, list[dict]] = {
-    "labels": [{}, {"epochs": 32}, {"epochs": 16}],
+    "labels": [{}, {"epochs": 16}, {"epochs": 16, "learning_rate": 2.5e-3}],
     "smoothing": [{"smoothing": 0.1}, {"smoothing": 0.1, "epochs": 16}, {"smoothing": 0.03}],
-    "written": [{}, {"epochs": 32}, {"epochs": 16}],
+    "written": [{}, {"epochs": 16}, {"epochs": 16, "learning_rate": 2.5e-3}],
     "distilled": [
         {"alpha": 0.9, "temperature": 1.0},
-        {"alpha": 0.9, "temperature": 1.0, "epochs": 32},
         {"alpha": 0.9, "temperature": 2.0},
+        {"alpha": 0.5, "temperature": 1.0},
     ],
 }
 SHIPPED = {
