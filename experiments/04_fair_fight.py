@@ -2,7 +2,7 @@
 
     python experiments/04_fair_fight.py [--arms labels smoothing] [--seeds 0 1]
 
-Every arm gets three tuning trials (on 300 conversations, with a seed that is used for nothing
+Every arm gets four tuning trials (on 300 conversations, with a seed that is used for nothing
 else); the one with the best validation NLL is used for all sizes and seeds. Each student is judged
 at its own best validation checkpoint (see ``arms.py``). The final numbers are from test worlds, and
 the same visitors for all. Each run is written to ``experiments/results/04_fair_fight.ARM.json`` as
@@ -23,13 +23,20 @@ from distillkit.models import load_model, save_model
 
 SIZES = (100, 300, 1000, 3000)
 TUNING_SIZE, TUNING_SEED = 300, 1000
+BY_LABELS = [{}, {"epochs": 16}, {"learning_rate": 2.5e-3}, {"epochs": 16, "learning_rate": 2.5e-3}]
 TRIALS: dict[str, list[dict]] = {
-    "labels": [{}, {"epochs": 16}, {"epochs": 16, "learning_rate": 2.5e-3}],
-    "smoothing": [{"smoothing": 0.1}, {"smoothing": 0.1, "epochs": 16}, {"smoothing": 0.03}],
-    "written": [{}, {"epochs": 16}, {"epochs": 16, "learning_rate": 2.5e-3}],
+    "labels": BY_LABELS,
+    "smoothing": [
+        {"smoothing": 0.1},
+        {"smoothing": 0.1, "epochs": 16},
+        {"smoothing": 0.03},
+        {"smoothing": 0.2},
+    ],
+    "written": BY_LABELS,
     "distilled": [
         {"alpha": 0.9, "temperature": 1.0},
         {"alpha": 0.9, "temperature": 2.0},
+        {"alpha": 0.9, "temperature": 4.0},
         {"alpha": 0.5, "temperature": 1.0},
     ],
 }
