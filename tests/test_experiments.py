@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,32 @@ def test_every_arm_of_the_fair_fight_trains_and_is_measured(tmp_path, monkeypatc
     monkeypatch.setattr(fair_fight, "SHIPPED", {("labels", 8, 0): ("shipped", "labels alone")})
     run = fair_fight.fight("labels", 8, 0, {}, classroom)
     assert (tmp_path / "shipped" / "README.md").exists() and run["bytes"] > 0
+
+
+@pytest.mark.slow  # trains three models, if only for a step: 16 s
+def test_the_job_on_real_conversations_can_be_stopped_and_moved(tmp_path, monkeypatch):
+    job = importlib.import_module("04_real_dialogues")
+    rows = [row | {"source": "multiwoz2.1"} for row in tiny.dialogues(6)]
+    for part in ("train", "validation", "test"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"dialogues_en.{part}.jsonl").write_text(text)
+    plan = {"steps": 1, "batch_size": 2, "learning_rate": 1e-3, "eval_every": 1}
+    monkeypatch.setattr(job, "TEACHER", plan)
+    monkeypatch.setattr(job, "STUDENT", plan)
+    monkeypatch.setattr(job, "VOCABULARY", 130)
+    monkeypatch.setattr(job, "Record", partial(Record, folder=tmp_path))
+    command = f"x --data {tmp_path} --work {tmp_path / 'work'} --seeds 0"
+    monkeypatch.setattr(sys, "argv", command.split())
+    job.main()
+    record = tmp_path / "04_real_dialogues.json"
+    first = json.loads(record.read_text())["runs"]
+    assert [run["arm"] for run in first] == ["teacher", "labels", "distilled"]
+    job.main()
+    assert json.loads(record.read_text())["runs"] == first
+    shutil.rmtree(tmp_path / "work" / "teacher")  # a fresh clone that has the record
+    monkeypatch.setattr(sys, "argv", f"{command} 1".split())
+    job.main()
+    assert [run["seed"] for run in json.loads(record.read_text())["runs"]] == [0, 0, 0, 1, 1]
 
 
 def test_the_teacher_writes_the_visits_of_the_same_visitors(monkeypatch):
