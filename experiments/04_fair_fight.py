@@ -41,8 +41,8 @@ TRIALS: dict[str, list[dict]] = {
     ],
 }
 SHIPPED = {
-    ("labels", 3000, 0): ("front-desk-student-labels", "the labels alone"),
-    ("distilled", 3000, 0): ("front-desk-student", "the soft labels of front-desk-teacher"),
+    ("labels", 1000, 0): ("front-desk-student-labels", "the labels alone"),
+    ("distilled", 1000, 0): ("front-desk-student", "the soft labels of front-desk-teacher"),
 }
 CARD = """\
 ---
