@@ -452,7 +452,7 @@ def test_labels_may_be_missing_and_a_tokenizer_without_padding_will_do(tokenizer
 
 
 def test_padding_moves_no_logits(tokenizer) -> None:
-    model = build_model(ModelSize(16, 2, 2, 24), tokenizer).eval()
+    model = build_model(ModelSize(16, 2, 2, 24), tokenizer).eval().double()
     features = encode_rows(tokenizer, [{"messages": SMALL_TALK}, {"messages": TALK}])
     found = {}
     for side in ("left", "right"):
