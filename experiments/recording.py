@@ -38,7 +38,8 @@ class Record:
         if found is None:
             began = time.time()
             found = {**key, **make(), "seconds": round(time.time() - began, 1)}
-            found |= {name: provenance()[name] for name in ("commit", "date")}
+            made = provenance()
+            found |= {"commit": made["commit"], "date": made["date"]}
             self.runs.append(found)
             self.write()
             print(" ".join(f"{name}={value}" for name, value in key.items()), flush=True)

@@ -7,7 +7,7 @@ from distillkit.dialogues.goals import draw_goal
 from distillkit.dialogues.grammar import Act
 from distillkit.dialogues.understanding import understand_desk, understand_visitor, visitor_says
 from distillkit.dialogues.visitor import Failed, Visitor
-from distillkit.dialogues.world import WORLDS_PER_SPLIT, draw_world, sensible
+from distillkit.dialogues.world import WORLDS_PER_SPLIT, arguments_are_words, draw_world
 
 MAX_MESSAGES = 130
 MAX_CALLS_IN_A_ROW = 3
@@ -72,7 +72,7 @@ class Visit:
         self._calls += 1
         if self._calls > MAX_CALLS_IN_A_ROW:
             raise Failed("called tools without end")
-        values = dict(function["arguments"]) if sensible(function) else {}
+        values = dict(function["arguments"]) if arguments_are_words(function) else {}
         place = self.world.place(values.pop("name", ""))
         books = function["name"] == "book" and place is not None
         if books and not self.visitor.wants_booked(place, values):

@@ -185,7 +185,7 @@ class World:
         ``function`` is {"name": "search" | "details" | "book", "arguments": {…}}; a model may put
         anything there.
         """
-        if not sensible(function):
+        if not arguments_are_words(function):
             return "error: no such call"
         tools = {"search": self._search, "details": self._details, "book": self._book}
         tool = tools.get(function["name"])
@@ -215,7 +215,7 @@ class World:
         return f"booked: {self.reference(place.name, arguments)}"
 
 
-def sensible(function: dict) -> bool:
+def arguments_are_words(function: dict) -> bool:
     """Whether all arguments of a call are words."""
     arguments = function["arguments"]
     return isinstance(arguments, dict) and all(isinstance(v, str) for v in arguments.values())
