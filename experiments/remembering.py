@@ -10,7 +10,8 @@ class RememberingTeacher(nn.Module):
     """Keeps the last hidden states of every conversation it has met; only its head runs again.
 
     For a few thousand short conversations this is what a cache on disk is for a corpus: exact, and
-    the teacher's layers cost nothing from the second epoch on.
+    the teacher's layers cost nothing from the second epoch on. Each conversation is read alone: in
+    a batch the last digits depend on its neighbours, and a run could not be made twice.
     """
 
     def __init__(self, teacher: PreTrainedModel):
@@ -26,10 +27,11 @@ class RememberingTeacher(nn.Module):
         """Logits of conversations that are padded on the right, with a token that is only that."""
         lengths = (input_ids != self.config.pad_token_id).sum(1).tolist()
         keys = [tuple(ids[:n]) for ids, n in zip(input_ids.tolist(), lengths, strict=True)]
-        if any(key not in self.seen for key in keys):
-            hidden = self.teacher.model(input_ids, use_cache=False).last_hidden_state
-            for key, states, n in zip(keys, hidden, lengths, strict=True):
-                self.seen.setdefault(key, states[:n].clone())
+        for key in keys:
+            if key not in self.seen:
+                alone = torch.tensor([key])
+                hidden = self.teacher.model(alone, use_cache=False).last_hidden_state
+                self.seen[key] = hidden.squeeze(0)
         states = nn.utils.rnn.pad_sequence([self.seen[key] for key in keys], batch_first=True)
         missing = input_ids.shape[1] - states.shape[1]
         states = nn.functional.pad(states, (0, 0, 0, missing))

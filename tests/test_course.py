@@ -176,6 +176,13 @@ def test_pages_are_written(executed):
     assert "ZeroDivisionError" in (pages / "01_failing.html").read_text()
 
 
+def test_pages_need_no_network(executed):
+    home, _ = executed
+    page = (home / "build" / "pages" / "02_passing.html").read_text()
+    assert "<msup><mi>x</mi><mn>2</mn></msup>" in page  # a formula that the browser draws itself
+    assert "<script" not in page and "$x" not in page
+
+
 def test_in_place_keeps_outputs_in_a_stable_form(executed):
     home, _ = executed
     notebook = read_notebook(home / "chapters" / "02_passing.ipynb")

@@ -21,7 +21,6 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from tqdm import tqdm
 
@@ -34,6 +33,7 @@ from distillkit.course.notebooks import (
     read_notebook,
     write_notebook,
 )
+from distillkit.course.pages import page
 
 CELL_SECONDS = 1800
 """A cell that takes longer than this is taken for one that hangs."""
@@ -94,8 +94,7 @@ def run_chapter(path: Path, *, level: str, pages: Path, in_place: bool = False) 
     outcome = execute(notebook, path, level)
     normalise(notebook)
     pages.mkdir(parents=True, exist_ok=True)
-    body, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": path.stem}})
-    (pages / f"{path.stem}.html").write_text(body, encoding="utf-8")
+    (pages / f"{path.stem}.html").write_text(page(notebook, path.stem), encoding="utf-8")
     if in_place and outcome.error is None:
         write_notebook(path, notebook)
     return outcome

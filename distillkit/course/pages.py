@@ -1,0 +1,47 @@
+"""Pages to read: an executed notebook as one HTML file that needs no network.
+
+nbconvert's own pages fetch MathJax and other scripts when they are opened. Here formulas become
+MathML, which browsers draw by themselves, and no script is fetched.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import pass_context
+from latex2mathml.converter import convert
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat import NotebookNode
+
+_TEMPLATE = """\
+{%- extends 'index.html.j2' -%}
+{%- block html_head_js -%}{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+{%- block jupyter_widgets -%}{%- endblock -%}
+"""
+
+
+def page(notebook: NotebookNode, name: str) -> str:
+    """The HTML of a notebook, whole in itself."""
+    exporter = _Pages(raw_template=_TEMPLATE)
+    body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
+    return str(body)
+
+
+class _Pages(HTMLExporter):
+    @pass_context
+    def markdown2html(self, context: Any, source: str) -> str:
+        """Markdown to HTML, with formulas in MathML."""
+        return str(MarkdownWithMath(renderer=_Formulas(escape=False)).render(source))
+
+
+class _Formulas(IPythonRenderer):
+    def inline_math(self, body: str) -> str:
+        """A formula in a line of text."""
+        return str(convert(body))
+
+    def block_math(self, body: str) -> str:
+        """A formula that stands alone."""
+        return str(convert(body, display="block"))
