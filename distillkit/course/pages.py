@@ -40,8 +40,13 @@ class _Pages(HTMLExporter):
 class _Formulas(IPythonRenderer):
     def inline_math(self, body: str) -> str:
         """A formula in a line of text."""
-        return str(convert(body))
+        return _mathml(body, "inline")
 
     def block_math(self, body: str) -> str:
         """A formula that stands alone."""
-        return str(convert(body, display="block"))
+        return _mathml(body, "block")
+
+
+def _mathml(formula: str, display: str) -> str:
+    # HTML knows the element by its name, and nbconvert mangles names with a namespace in headings.
+    return str(convert(formula, xmlns="", display=display)).replace(' xmlns=""', "")
