@@ -1,6 +1,6 @@
 """Every figure of the course: one look, and one colour for each role in all chapters.
 
-Titles are sentences and come from the caller; what the functions themselves write is in `WORDS`.
+Titles are sentences and come from the caller; what the functions themselves write is in `words.py`.
 The colours are Okabe and Ito's, which readers with any colour vision can tell apart; each role has
 a marker of its own as well. A function returns its figure and leaves none open: a notebook shows it
 when it is the last line of a cell.
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
 from distillkit.errors import UserError
+from distillkit.words import WORDS
 
 if TYPE_CHECKING:
     from distillkit.evaluation import Calibration
@@ -28,12 +30,12 @@ if TYPE_CHECKING:
 __all__ = [
     "ROLES",
     "STYLE",
-    "WORDS",
     "Role",
     "interval_plot",
     "learning_curves",
     "reliability",
     "token_bars",
+    "token_strip",
 ]
 
 
@@ -56,18 +58,6 @@ ROLES = {
     "before": Role("student before training", "#999999", "P"),
 }
 
-WORDS = {
-    "steps": "training step",
-    "nll": "NLL (nats per assistant token)",
-    "conversations": "training conversations",
-    "success": "task success (share of visitors)",
-    "confidence": "confidence (probability of the likeliest token)",
-    "accuracy": "accuracy (share of tokens predicted right)",
-    "calibrated": "perfectly calibrated",
-    "calibration": "{name} (ECE {error:.3f})",
-    "probability": "probability of the next token",
-}
-
 STYLE: Any = {
     "figure.figsize": (7.2, 4.2),
     "figure.dpi": 90,
@@ -88,6 +78,8 @@ STYLE: Any = {
     "lines.markersize": 5,
 }
 
+
+_SEEN = 0.005  # a bar of less cannot be seen
 
 P = ParamSpec("P")
 
@@ -209,23 +201,28 @@ def token_bars(
     title: str,
     said: str | None = None,
     top: int = 8,
+    kl: Mapping[str, float] | None = None,
 ) -> Figure:
     """Next-token distributions side by side, one panel a role, the same tokens in each.
 
     distributions: role -> {token text: probability}. Shown are the `top` tokens that are likeliest
-    in any panel, in the order of the first one. said: the token that came, set in bold.
+    in any panel, in the order of the first one. said: the token that came, set in bold. kl: role ->
+    its divergence from the first panel in nats, written above its own.
     """
     if not distributions:
         raise UserError("found no distribution to draw: expected at least one role")
     tokens = _likeliest(distributions, top)
-    size = (7.2, 1.3 + 0.26 * len(tokens))
+    size = (7.2, 1.3 + 0.26 * len(tokens) + (0.2 if kl else 0.0))
     figure, row = plt.subplots(1, len(distributions), figsize=size, sharey=True, squeeze=False)
     rows = np.arange(len(tokens))
     for axes, (role, distribution) in zip(row[0], distributions.items(), strict=True):
         look = _role(role)
         chances = [distribution.get(token, 0.0) for token in tokens]
         axes.barh(rows, chances, color=look.colour, height=0.7)
-        axes.set_title(look.name.replace(", ", ",\n"), fontsize=9, fontweight="normal")
+        name = look.name.replace(", ", ",\n")
+        if kl and role in kl:
+            name += "\n" + WORDS["kl"].format(value=kl[role])
+        axes.set_title(name, fontsize=9, fontweight="normal")
         axes.set(xlim=(0, 1), xticks=[0, 0.5, 1])
         axes.grid(axis="y", visible=False)
     first = row[0][0]
@@ -236,6 +233,53 @@ def token_bars(
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     figure.supxlabel(WORDS["probability"], fontsize=10)
     return figure
+
+
+@_drawn
+def token_strip(
+    tokens: Sequence[str],
+    rows: Mapping[str, ArrayLike],
+    *,
+    title: str,
+    units: str = "",
+    most: float | None = None,
+) -> Figure:
+    """A stretch of a conversation as a strip of tokens, with a value at each, one row a role.
+
+    tokens: their texts, (N,). rows: role, or any other name -> values of shape (N,), of at least
+    zero; the darker, the greater, from 0 to `most` (by default the greatest of all). units: what
+    the values are, for the caption.
+    """
+    if not rows or not len(tokens):
+        raise UserError("found nothing to draw: expected tokens, and at least one row of values")
+    table = {name: np.asarray(values, dtype=float) for name, values in rows.items()}
+    most = most or max(values.max() for values in table.values()) or 1.0
+    size = (max(4.0, 0.24 * len(tokens) + 1.9), 0.9 + 0.34 * len(table) + 0.07 * _longest(tokens))
+    figure, axes = plt.subplots(figsize=size)
+    for row, (name, values) in enumerate(table.items()):
+        colour = ROLES[name].colour if name in ROLES else "#444444"
+        axes.bar(
+            np.arange(len(tokens)),
+            0.9,
+            width=0.92,
+            bottom=row - 0.45,
+            color=[to_rgba(colour, min(1.0, value / most)) for value in values],
+            edgecolor="#DDDDDD",
+            linewidth=0.5,
+        )
+    axes.set_xticks(range(len(tokens)), [_shown(token) for token in tokens], rotation=90)
+    axes.set_yticks(range(len(table)), [ROLES[n].name if n in ROLES else n for n in table])
+    axes.set(xlim=(-0.6, len(tokens) - 0.4), ylim=(len(table) - 0.5, -0.5), title=title)
+    axes.tick_params(length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
+    if units:
+        axes.set_xlabel(units, fontsize=9)
+    return figure
+
+
+def _longest(tokens: Sequence[str]) -> int:
+    return max(len(_shown(token)) for token in tokens)
 
 
 def _role(role: str) -> Role:
@@ -268,7 +312,8 @@ def _likeliest(distributions: Mapping[str, Mapping[str, float]], top: int) -> li
     for distribution in distributions.values():
         for token, chance in distribution.items():
             best[token] = max(chance, best.get(token, 0.0))
-    chosen = sorted(best, key=lambda token: (-best[token], token))[:top]
+    seen = [token for token in best if best[token] >= _SEEN] or list(best)
+    chosen = sorted(seen, key=lambda token: (-best[token], token))[:top]
     first = next(iter(distributions.values()))
     return sorted(chosen, key=lambda token: (-first.get(token, 0.0), -best[token], token))
 

@@ -10,7 +10,14 @@ from matplotlib.colors import to_hex, to_rgb
 
 from distillkit.errors import UserError
 from distillkit.evaluation import Bin, Calibration
-from distillkit.plots import ROLES, interval_plot, learning_curves, reliability, token_bars
+from distillkit.plots import (
+    ROLES,
+    interval_plot,
+    learning_curves,
+    reliability,
+    token_bars,
+    token_strip,
+)
 
 STEPS = np.arange(0, 2001, 50)
 SIZES = (100, 300, 1000, 3000)
@@ -59,6 +66,12 @@ FIGURES = {
     ),
     "reliability": lambda: reliability(calibrations(), title="The student is too sure of itself"),
     "bars": lambda: token_bars(panels(), title="The student has learned to doubt", said=" do"),
+    "strip": lambda: token_strip(
+        [" Which", " day", "?", "<|end|>"],
+        {"labels": [0.1, 0.6, 0.0, 0.0], "distilled": [0.0, 0.3, 0.1, 0.0]},
+        title="The labels' student doubts more",
+        units="KL (nats)",
+    ),
 }
 
 
@@ -68,12 +81,12 @@ def test_a_figure_is_small_has_a_title_and_named_axes_and_is_closed(name):
     assert not plt.get_fignums()
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
-    assert 5_000 < len(picture.getvalue()) <= 60_000
+    assert 4_000 < len(picture.getvalue()) <= 60_000
     axes = figure.axes[0]
     title = axes.get_title(loc="left") if name != "bars" else figure.get_suptitle()
     assert " " in title
     xlabel = axes.get_xlabel() if name != "bars" else figure.get_supxlabel()
-    assert xlabel and (axes.get_ylabel() or name == "bars")
+    assert xlabel and (axes.get_ylabel() or name in ("bars", "strip"))
 
 
 def test_roles_differ_in_colour_and_marker():
@@ -143,6 +156,35 @@ def test_bars_show_the_same_likeliest_tokens_in_every_panel():
     assert [label.get_fontweight() for label in labels] == ["normal", "normal", "bold"]
     widths = [[bar.get_width() for bar in axes.patches] for axes in figure.axes]
     assert widths == [[0.6, 0.3, 0.1], [0.0, 0.0, 0.7]]
+
+
+def test_bars_too_short_to_be_seen_are_left_out_and_the_divergence_is_written():
+    sharp = {" yes": 0.999, " no": 0.001}
+    figure = token_bars(
+        {"truth": sharp, "labels": sharp}, title="Two of a kind", kl={"labels": 0.25}
+    )
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["␣yes"]
+    assert "KL" not in figure.axes[0].get_title(loc="left")
+    assert figure.axes[1].get_title(loc="left").endswith("KL 0.250")
+
+
+def test_a_strip_is_darker_where_the_value_is_greater():
+    figure = FIGURES["strip"]()
+    axes = figure.axes[0]
+    shades = [patch.get_facecolor() for patch in axes.patches]
+    np.testing.assert_allclose([shade[3] for shade in shades[:4]], [1 / 6, 1, 0, 0])
+    assert {to_hex(shade[:3]) for shade in shades[4:]} == {ROLES["distilled"].colour.lower()}
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "␣Which",
+        "␣day",
+        "?",
+        "<|end|>",
+    ]
+    named = token_strip(["a"], {"what is trained on": [1.0]}, title="A mask", most=2.0)
+    assert named.axes[0].get_yticklabels()[0].get_text() == "what is trained on"
+    assert named.axes[0].patches[0].get_facecolor()[3] == 0.5
+    with pytest.raises(UserError, match="nothing to draw"):
+        token_strip([], {"labels": []}, title="A title")
 
 
 def test_an_unknown_role_is_refused():

@@ -1,0 +1,35 @@
+"""What figures and widgets write themselves, in one table: a translation changes this and no code.
+
+Titles are the callers'.
+"""
+
+WORDS = {
+    # figures
+    "steps": "training step",
+    "nll": "NLL (nats per assistant token)",
+    "conversations": "training conversations",
+    "success": "task success (share of visitors)",
+    "confidence": "confidence (probability of the likeliest token)",
+    "accuracy": "accuracy (share of tokens predicted right)",
+    "calibrated": "perfectly calibrated",
+    "calibration": "{name} (ECE {error:.3f})",
+    "probability": "probability of the next token",
+    "kl": "KL {value:.3f}",
+    "to_reference": "KL to the {reference} (nats)",
+    # the chat
+    "user": "visitor",
+    "assistant": "desk",
+    "tool": "tool",
+    "say": "You say",
+    "placeholder": "type, then press Enter",
+    "anew": "New conversation",
+    "latency": "{tokens} tokens; first after {first:.0f} ms, all after {all:.0f} ms",
+    "messages": "{count} messages, median {median:.0f} ms each",
+    "served": "The visitor got all that was asked for.",
+    "not_served": "The visitor was not served: {why}.",
+    "open_call": "(nothing runs the model's tools here)",
+    # the microscope
+    "turn": "Turn",
+    "token": "Token",
+    "so_far": "so far: …{text}▮",
+}
