@@ -212,9 +212,8 @@ def microscope(examined: Examined, *, at: int = 0, top: int = 8) -> Any:
 
     def show(_: Any = None) -> None:
         number = turns[turn.value][token.value]
-        context.value = (
-            f"<code>{escape(WORDS['so_far'].format(text=examined.before(number)))}</code>"
-        )
+        so_far = WORDS["so_far"].format(text=examined.before(number))
+        context.value = f"<code>{escape(so_far)}</code>"
         picture.value = _png(examined, number, top)
 
     def choose(_: Any) -> None:
