@@ -7,7 +7,7 @@ Each widget has a static twin for GitHub, paper and tests: `transcript` for `cha
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from statistics import median
@@ -22,7 +22,7 @@ from distillkit.plots import ROLES, token_bars
 from distillkit.speaking import Message, Speaker, Spoken, Tool, Turn, serve_visitor, take_turn
 from distillkit.words import WORDS
 
-__all__ = ["chat", "microscope", "transcript"]
+__all__ = ["chat", "microscope", "transcript", "transcript_of_visit"]
 
 MILLISECONDS = 1000
 
@@ -65,13 +65,13 @@ class _Column:
         return "\n".join([*lines, f"<i>{escape(self.note)}</i>"])
 
 
-def transcript(
-    models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, *, visitor: int = 0
+def transcript_of_visit(
+    models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, visitor: int
 ) -> Html:
     """How each model serves the same simulated visitor, side by side: role -> model.
 
     The visitor answers what the model says, so the conversations may part. Under each stands how it
-    ended, and the time of a turn as measured now.
+    ended, and the time of a message as measured now.
     """
     columns = []
     for role, model in _named(models).items():
@@ -80,6 +80,25 @@ def transcript(
         why = WORDS["served"] if visit.success else WORDS["not_served"].format(why=visit.failure)
         column.note = f"{why} {_pace(said)}"
         columns.append(column)
+    return _side_by_side(columns)
+
+
+def transcript(
+    models: Mapping[str, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    lines: Sequence[str],
+    tool: Tool | None = None,
+) -> Html:
+    """What each model answers to your lines, side by side, as in `chat`: role -> model."""
+    talks = [_Talk(title, model, tokenizer, tool) for title, model in _named(models).items()]
+    for talk in talks:
+        for line in lines:
+            talk.hear(line)
+            talk.answer(lambda: None)
+    return _side_by_side([talk.column for talk in talks])
+
+
+def _side_by_side(columns: Sequence[_Column]) -> Html:
     heads = "".join(f"<th>{escape(column.title)}</th>" for column in columns)
     cells = "".join(f'<td valign="top" align="left">{column.html()}</td>' for column in columns)
     return Html(f"<table><tr>{heads}</tr><tr>{cells}</tr></table>")

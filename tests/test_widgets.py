@@ -8,7 +8,7 @@ import tiny
 from distillkit.errors import UserError
 from distillkit.microscope import examine
 from distillkit.plots import ROLES
-from distillkit.widgets import chat, microscope, transcript
+from distillkit.widgets import chat, microscope, transcript, transcript_of_visit
 from distillkit.words import WORDS
 
 pytest.importorskip("ipywidgets")
@@ -81,12 +81,25 @@ def test_a_conversation_that_grows_too_long_says_so(models):
 
 
 def test_the_transcript_is_the_chats_twin(models):
-    page = transcript(models, tiny.TOKENIZER, visitor=3)
+    lines = ["the cheap hotel", "book <two> nights"]
+    page = transcript(models, tiny.TOKENIZER, lines)
     assert page._repr_html_() == page
     assert page.count("<td") == page.count("<th>") == 2
-    assert "median" in page and "The visitor was not served" in page
+    talk = Chat(models)
+    for line in lines:
+        talk.say(line)
+    for column in talk.columns:
+        said, _, _ = column.value.partition("<i>")
+        assert said.partition("</h4>")[2] in page
+    assert "&lt;two&gt;" in page
     with pytest.raises(UserError, match="no model"):
-        transcript({}, tiny.TOKENIZER)
+        transcript({}, tiny.TOKENIZER, lines)
+
+
+def test_the_same_visitor_meets_every_model(models):
+    page = transcript_of_visit(models, tiny.TOKENIZER, visitor=3)
+    assert page.count("<td") == page.count("<th>") == 2
+    assert page.count("The visitor was not served") == page.count("median") == 2
 
 
 def test_the_microscope_shows_the_picked_token(models):

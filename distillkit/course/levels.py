@@ -55,13 +55,22 @@ class Level:
 
         return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
 
-    def require(self, *, memory_gb: float = 0.0, disk_gb: float = 0.0) -> None:
+    @property
+    def mixed_precision(self) -> dict[str, bool]:
+        """`precision` as arguments of the trainer: {}, {"bf16": True} or {"fp16": True}."""
+        return {} if self.precision == "fp32" else {self.precision: True}
+
+    def require(
+        self, *, memory_gb: float = 0.0, disk_gb: float = 0.0, gpu_memory_gb: float = 0.0
+    ) -> None:
         """Refuse, in a sentence, to start on a machine without enough free memory or disk.
 
-        Gigabytes are of 10⁹ bytes; the memory is the machine's, not the GPU's, and the disk is the
-        one of the working directory. Raises UserError.
+        Gigabytes are of 10⁹ bytes; the memory is the machine's, the GPU's is asked for apart and
+        only where there is one, and the disk is the one of the working directory. Raises UserError.
         """
         needs = [("memory", memory_gb, free_memory()), ("disk", disk_gb, free_disk())]
+        if self.device == "cuda":
+            needs.append(("GPU memory", gpu_memory_gb, free_gpu_memory()))
         for what, wanted, free in needs:
             if free < wanted * GB:
                 raise UserError(
@@ -128,6 +137,13 @@ def free_memory() -> float:
         return free
     cached = sum(float(row.split()[1]) for row in rows if row.startswith("inactive_file "))
     return min(free, limit - used + cached)
+
+
+def free_gpu_memory() -> float:
+    """Bytes free on the first GPU."""
+    import torch
+
+    return float(torch.cuda.mem_get_info(0)[0])
 
 
 def free_disk() -> float:
