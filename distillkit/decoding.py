@@ -97,7 +97,10 @@ def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 def position_limit(model: PreTrainedModel) -> int | None:
     """The number of tokens that the model was built for, or None where it has no limit."""
-    return getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)  # RoBERTa's positions begin behind it
+    return limit if limit is None or padding is None else limit - padding - 1
 
 
 @contextmanager

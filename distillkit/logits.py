@@ -13,6 +13,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from distillkit.chat import IGNORE_INDEX
+from distillkit.errors import UserError
 
 
 def shifted_labels(batch: Mapping[str, Any]) -> Tensor:
@@ -49,10 +50,33 @@ def logits_at(
     of which the same rows are taken.
     """
     inner = model if inner is None else inner
-    passed = _model_inputs(inner, inputs)
+    passed, rows = _model_inputs(inner, inputs, rows)
     with _head_at(inner, rows, inputs["input_ids"].shape):
         logits = model(**passed).logits
     return logits if logits.dim() == 2 else logits.flatten(0, 1).index_select(0, rows)
+
+
+def check_causal(model: Any) -> None:
+    """Refuse a model that sees the token it has to predict.
+
+    BERT's kind looks to both sides unless its configuration says `is_decoder`. A model that says it
+    is no decoder is tried on two conversations that differ in their last token alone.
+    """
+    if getattr(model.config, "is_decoder", True) is not False:
+        return
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        one, other = (
+            model(input_ids=torch.tensor([[0, last]], device=model.device)).logits[0, 0].float()
+            for last in (0, 1)
+        )
+    model.train(training)
+    if (one - other).abs().max() > 10 * torch.finfo(model.dtype).eps * one.abs().max():
+        raise UserError(
+            f"{type(model).__name__} sees the token that it has to predict: set is_decoder to true "
+            "in its config.json, or take a model that reads from left to right"
+        )
 
 
 @contextmanager
@@ -76,36 +100,29 @@ def _head_at(model: Any, rows: Tensor, shape: Size) -> Iterator[None]:
         handle.remove()
 
 
-def _model_inputs(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What the model's forward takes of a batch: ids, and mask and positions where they matter.
+def _model_inputs(
+    model: Any, inputs: dict[str, Any], rows: Tensor
+) -> tuple[dict[str, Any], Tensor]:
+    """What the model's forward takes of a batch, and where `rows` are in that.
 
-    Positions count from each conversation's first token, also when padding stands on its left;
-    those that the batch brings (of packed conversations, say) are kept. A model that predicts the
-    next token looks to the left alone, so padding on the right is out of its sight: it is given no
-    mask, and attention takes its faster, purely causal path.
+    A model that predicts the next token looks to the left alone, so padding on the right is out of
+    its sight. Padding elsewhere is moved there: every model then counts positions in its own way
+    (RoBERTa from its padding id on, Bloom not at all), needs no mask, and attention takes its
+    faster, purely causal path. A batch that brings positions of its own, of packed conversations
+    say, is passed on as it is.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside peft
     known = inspect.signature(type(base).forward).parameters
     passed: dict[str, Any] = {"input_ids": inputs["input_ids"]}
     if "use_cache" in known:
         passed["use_cache"] = False
-    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
-    if mask is not None:
-        counted = _positions(mask)
-        plain = positions is None or torch.equal(positions, counted)
-        if plain and _padded_on_the_right(mask):
-            return passed
-        passed["attention_mask"] = mask
-        positions = counted if positions is None else positions
-    if positions is not None and "position_ids" in known:
-        passed["position_ids"] = positions
-    return passed
-
-
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def _padded_on_the_right(mask: Tensor) -> bool:
-    """Whether no conversation has padding before it or a hole in it."""
-    return bool((mask.long().cummin(dim=-1).values == mask).all())
+    own = {name: inputs.get(name) for name in ("attention_mask", "position_ids")}
+    mask = own["attention_mask"]
+    mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask.long()
+    places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    if own["position_ids"] is None or torch.equal(own["position_ids"], places):
+        order = mask.argsort(dim=1, descending=True, stable=True)
+        passed["input_ids"] = passed["input_ids"].gather(1, order)
+        return passed, rows - rows % mask.shape[1] + places.flatten()[rows]
+    passed |= {name: value for name, value in own.items() if value is not None and name in known}
+    return passed, rows

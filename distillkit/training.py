@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from distillkit.batching import BucketSampler, EpochTeller, ShuffleSampler
+from distillkit.batching import EpochTeller, EvenRows, shuffled
 from distillkit.chat import IGNORE_INDEX, Collator, check_same_tokenizer, encode_rows
 from distillkit.errors import UserError
-from distillkit.logits import labelled_positions, logits_at, shifted_labels
+from distillkit.logits import check_causal, labelled_positions, logits_at, shifted_labels
 from distillkit.losses import Divergence, forward_kl, label_loss
 from distillkit.saving import WholeCheckpoints, checkpoints_in
 
@@ -70,8 +70,8 @@ class DistillationTrainer(WholeCheckpoints):
     teacher, or with `alpha=0`, the loss is the labels' alone. `predict(rows)` gives, for each
     conversation, the summed −log q[label] as `predictions` and the number of labels as `label_ids`.
 
-    Raises `UserError` when teacher and student share weights, or when their vocabularies cannot be
-    compared.
+    Raises `UserError` when teacher and student share weights, when their vocabularies cannot be
+    compared, or when one of them looks ahead.
     """
 
     args: DistillationArguments
@@ -113,6 +113,8 @@ class DistillationTrainer(WholeCheckpoints):
                 student, self.teacher, processing_class, teacher_tokenizer
             )
             _freeze(self.teacher, student, self.accelerator.device)
+            check_causal(self.teacher)
+        check_causal(student)
         # Our loss is divided by the tokens of the whole step: the base class must not divide again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -176,6 +178,9 @@ class DistillationTrainer(WholeCheckpoints):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | None]:
         """The micro-batches of a step, and how many positions of all processes enter its loss."""
+        if self.state.global_step >= self.state.max_steps:  # resumed behind the last step
+            self.control.should_training_stop = True
+            return [], None
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
@@ -236,20 +241,26 @@ class DistillationTrainer(WholeCheckpoints):
         # In the given order, so that predict() can be read conversation by conversation.
         return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
+    def get_train_dataloader(self) -> DataLoader:
+        """As in the base class; a process that would run out of conversations gets blank ones."""
+        given, step = self.train_dataset, self._train_batch_size * self.args.world_size
+        if self.args.world_size > 1 and not self.args.dataloader_drop_last and _holds_ids(given):
+            self.train_dataset = EvenRows(given, step)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset = given
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         strategy = getattr(self.args, "train_sampling_strategy", "random")
         if strategy != "random" or not hasattr(dataset, "__len__"):
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        if self.args.bucket_by_length:
-            lengths = [len(row["input_ids"]) for row in dataset]
-            step = self._train_batch_size * self.args.gradient_accumulation_steps
-            sampler: ShuffleSampler = BucketSampler(lengths, step * self.args.world_size, seed=seed)
-        else:
-            sampler = ShuffleSampler(len(dataset), seed=seed)
-        self._epochs.sampler = sampler
-        return sampler
+        step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        bucket = step if self.args.bucket_by_length else None
+        self._epochs.sampler = shuffled(dataset, bucket, seed=seed)
+        return self._epochs.sampler
 
     def train(self, *args: Any, **named: Any) -> Any:
         """As in the base class. The counters that the log shows start anew."""
@@ -271,6 +282,10 @@ def _encoded(dataset: Any, tokenizer: Any, max_length: int | None) -> Any:
     if tokenizer is None:
         raise UserError("the rows hold messages: pass processing_class=tokenizer to encode them")
     return encode_rows(tokenizer, dataset, max_length=max_length)
+
+
+def _holds_ids(dataset: Any) -> bool:
+    return hasattr(dataset, "__len__") and len(dataset) > 0 and "input_ids" in dataset[0]
 
 
 def _freeze(teacher: PreTrainedModel, student: PreTrainedModel, device: torch.device) -> None:

@@ -14,7 +14,7 @@ class Template(NamedTuple):
     text: str
     special_tokens: tuple[str, ...]
     eos_token: str
-    opening: str  # what stands before the assistant's part, as a regular expression
+    opening: str  # what stands before the assistant's part
     closing: str  # the end of turn
 
 
@@ -49,6 +49,14 @@ SMOLLM = """\
 {{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
+# The same, with the assistant's part marked.
+SMOLLM_MARKED = SMOLLM.replace(
+    "message['content'] + '<|im_end|>' + '\\n'}}",
+    "''}}{% if message['role'] == 'assistant' %}{% generation %}"
+    "{{message['content'] + '<|im_end|>'}}{% endgeneration %}"
+    "{% else %}{{message['content'] + '<|im_end|>'}}{% endif %}{{'\\n'}}",
+)
+
 LLAMA3 = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -77,6 +85,28 @@ PLAIN = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}
 """
+
+PLAIN_MARKED = PLAIN.replace(
+    "': ' + message.content + eos_token + '\\n' -}}",
+    "':' -}}{%- if message.role == 'assistant' -%}"
+    "{%- generation -%}{{- ' ' + message.content + eos_token -}}{%- endgeneration -%}"
+    "{%- else -%}{{- ' ' + message.content + eos_token -}}{%- endif -%}{{- '\\n' -}}",
+)
+
+# Prompts inside its loop, so that it has no prompt for a conversation that the assistant opens.
+ZEPHYR = """\
+{% for message in messages %}
+{% if message['role'] == 'user' %}
+{{ '<|user|>\\n' + message['content'] + eos_token }}
+{% elif message['role'] == 'system' %}
+{{ '<|system|>\\n' + message['content'] + eos_token }}
+{% elif message['role'] == 'assistant' %}
+{{ '<|assistant|>\\n' + message['content'] + eos_token }}
+{% endif %}
+{% if loop.last and add_generation_prompt %}
+{{ '<|assistant|>' }}
+{% endif %}
+{% endfor %}"""
 
 # As in models that reason: what was thought before the last question is forgotten.
 THINKING = """\
@@ -115,6 +145,9 @@ _HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 TEMPLATES = {
     "chatml": Template(CHATML, _IM, "<|im_end|>", "<|im_start|>assistant\n", "<|im_end|>"),
     "smollm": Template(SMOLLM, _IM, "<|im_end|>", "<|im_start|>assistant\n", "<|im_end|>"),
+    "smollm marked": Template(
+        SMOLLM_MARKED, _IM, "<|im_end|>", "<|im_start|>assistant\n", "<|im_end|>"
+    ),
     # The end-of-turn token is not the tokenizer's eos_token here, as in early Qwen and Llama.
     "llama3": Template(
         LLAMA3,
@@ -125,6 +158,10 @@ TEMPLATES = {
     ),
     "llama2": Template(LLAMA2, ("<s>", "</s>"), "</s>", " [/INST]", "</s>"),
     "plain": Template(PLAIN, ("<|endoftext|>",), "<|endoftext|>", "Assistant:", "<|endoftext|>"),
+    "plain marked": Template(
+        PLAIN_MARKED, ("<|endoftext|>",), "<|endoftext|>", "Assistant:", "<|endoftext|>"
+    ),
+    "zephyr": Template(ZEPHYR, ("<s>", "</s>"), "</s>", "<|assistant|>\n", "</s>"),
     "thinking": Template(THINKING, _IM, "<|im_end|>", "<|im_start|>assistant\n", "<|im_end|>"),
     "generation": Template(GENERATION, _IM, "<|im_end|>", "<|im_start|>assistant\n", "<|im_end|>"),
     "last turn only": Template(

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from test_training import run_here
+from trainers import run_here
 
 from distillkit import cli, report, workplace
 from distillkit import distill as job

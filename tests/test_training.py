@@ -1,59 +1,29 @@
-"""The trainer: its loss, its teacher, its evaluation, its checkpoints."""
+"""The trainer: its loss, its teacher, its evaluation."""
 
 import copy
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from trainers import (
+    PLAIN_DESCENT,
+    assert_same_run,
+    batch_of,
+    by_hand,
+    make_trainer,
+    two_epochs,
+    uneven_rows,
+)
 
-from distillkit.batching import BucketSampler, ShuffleSampler
+from distillkit.batching import BucketSampler, EvenRows, ShuffleSampler, shuffled
 from distillkit.chat import Collator
 from distillkit.errors import UserError
 from distillkit.evaluation import nll
-from distillkit.logits import labelled_positions, logits_at
-from distillkit.losses import JensenShannon, TotalVariation, distillation_loss, forward_kl
+from distillkit.losses import JensenShannon, TotalVariation, forward_kl
 from distillkit.models import load_model
-from distillkit.training import DistillationArguments, DistillationTrainer, checkpoints_in
 
 torch.set_num_threads(1)
-
-
-def make_trainer(folder, student=None, teacher=None, *, rows=None, collator=None, **options):
-    keys = ("divergence", "teacher_tokenizer", "callbacks", "eval_dataset", "processing_class")
-    given = {key: options.pop(key) for key in keys if key in options}
-    settings = {"learning_rate": 1e-2, "save_strategy": "no", "disable_tqdm": True} | options
-    return DistillationTrainer(
-        student or tiny.student(),
-        teacher,
-        args=DistillationArguments(
-            output_dir=str(folder), use_cpu=True, log_level="error", **settings
-        ),
-        train_dataset=rows if rows is not None else tiny.encoded(8),
-        data_collator=collator,
-        **{"processing_class": tiny.TOKENIZER, "teacher_tokenizer": tiny.TOKENIZER, **given},
-    )
-
-
-def batch_of(rows, side="right"):
-    return Collator(tiny.TOKENIZER, padding_side=side)(rows)
-
-
-def by_hand(student, teacher, batch, **settings):
-    """The course's loss on logits that are shifted here, by hand."""
-    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids")}
-    with torch.no_grad():
-        p = teacher(**inputs).logits
-    q = student(**inputs).logits
-    return distillation_loss(q[:, :-1], p[:, :-1], batch["labels"][:, 1:], **settings)
-
 
 # --- The loss -----------------------------------------------------------------------------------
 
@@ -106,7 +76,7 @@ def test_the_teacher_is_not_run_at_alpha_zero(tmp_path):
 def one_step(
     folder, *, batch_size=8, accumulate=1, side="right", backwards=False, dtype=torch.float64
 ):
-    """One step of plain gradient descent: the change of the weights is the gradient."""
+    """One step of plain gradient descent."""
     rows = tiny.encoded(8)
     rows[3]["labels"] = [-100] * len(rows[3]["labels"])  # a micro-batch may have nothing to learn
     rows[4]["labels"] = list(rows[4]["input_ids"])  # and a label may stand at position 0
@@ -120,11 +90,7 @@ def one_step(
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulate,
         max_steps=1,
-        optim="sgd",
-        learning_rate=1.0,
-        lr_scheduler_type="constant",
-        max_grad_norm=0.0,
-        logging_steps=1,
+        **PLAIN_DESCENT,
     )
     trainer.train()
     return student, trainer
@@ -156,6 +122,22 @@ def test_loss_and_gradient_do_not_depend_on_how_a_step_is_cut(tmp_path, change, 
         torch.testing.assert_close(its, mine, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("bucket", [False, True], ids=["shuffled", "bucketed"])
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(2, 2), (1, 4)])
+def test_steps_of_turns_of_very_different_length_do_not_depend_on_how_they_are_cut(
+    tmp_path, batch_size, accumulate, bucket
+):
+    spoken = [sum(label != -100 for label in row["labels"]) for row in uneven_rows()]
+    assert min(spoken) == 3
+    assert max(spoken) > 200
+    whole = two_epochs(tmp_path, bucket_by_length=bucket)
+    cut = two_epochs(
+        tmp_path, batch_size=batch_size, accumulate=accumulate, bucket_by_length=bucket
+    )
+    assert whole.state.global_step == 6
+    assert_same_run(cut.state.log_history, cut.model.state_dict(), whole)
+
+
 def test_the_logged_step_is_the_loss_of_the_whole_batch(tmp_path):
     _, trainer = one_step(tmp_path, batch_size=2, accumulate=4)
     entry = trainer.state.log_history[0]
@@ -163,79 +145,6 @@ def test_the_logged_step_is_the_loss_of_the_whole_batch(tmp_path):
     expected = by_hand(tiny.student().double(), tiny.teacher().double(), batch_of(rows))
     assert entry["loss"] == pytest.approx(expected.item(), rel=1e-5)
     assert entry["loss"] == pytest.approx(0.5 * entry["soft_loss"] + 0.5 * entry["hard_loss"])
-
-
-@pytest.mark.slow  # starts two more Python processes: 15 s
-def test_two_processes_do_what_one_does(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    run_here([*command, "two_processes.py", str(tmp_path)], check=True)
-    saved = torch.load(tmp_path / "saved.pt")
-    alone, trainer = one_step(tmp_path / "alone")
-    assert saved["log"][0]["loss"] == pytest.approx(trainer.state.log_history[0]["loss"], rel=1e-5)
-    for name, weights in alone.state_dict().items():
-        torch.testing.assert_close(saved["weights"][name], weights, rtol=1e-9, atol=1e-9)
-
-
-# --- Logits at the labelled positions -----------------------------------------------------------
-
-
-def test_the_shift():
-    labels = torch.tensor([[7, -100, 8, 9], [-100, 6, -100, 5]])
-    rows, targets = labelled_positions({"labels": labels})
-    assert rows.tolist() == [1, 2, 4, 6]
-    assert targets.tolist() == [8, 9, 6, 5]
-
-
-def test_the_first_token_is_not_predicted_from_padding():
-    batch = {"labels": torch.tensor([[-100, 7, 8]]), "attention_mask": torch.tensor([[0, 1, 1]])}
-    rows, targets = labelled_positions(batch)
-    assert (rows.tolist(), targets.tolist()) == ([1], [8])
-
-
-def gpt2():
-    config = GPT2Config(vocab_size=130, n_positions=256, n_embd=16, n_layer=1, n_head=2)
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(config).eval()  # has learned, absolute positions
-
-
-@pytest.mark.parametrize("make", [tiny.student, gpt2])
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("known", [True, False], ids=["positions given", "positions counted"])
-def test_the_head_at_chosen_rows_gives_the_same_logits(make, side, known):
-    model, rows = make(), tiny.encoded(4)
-    batch = batch_of(rows, side)
-    if not known:
-        del batch["position_ids"]
-    places, labels = labelled_positions(batch)
-    alone = [model(torch.tensor([row["input_ids"]])).logits[0] for row in rows]
-    wanted = [
-        logits[place - 1]
-        for row, logits in zip(rows, alone, strict=True)
-        for place, label in enumerate(row["labels"])
-        if place and label != -100
-    ]
-    found = logits_at(model, batch, places)
-    torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-4, atol=1e-5)
-    model.get_output_embeddings = lambda: None  # a model whose head cannot be caught
-    torch.testing.assert_close(logits_at(model, batch, places), found, rtol=1e-5, atol=1e-6)
-    assert len(labels) == len(found)
-
-
-def test_packed_conversations_do_not_see_each_other():
-    model, rows = tiny.student(), tiny.encoded(2)
-    ids = [token for row in rows for token in row["input_ids"]]
-    labels = [token for row in rows for token in [-100, *row["labels"][1:]]]
-    positions = [place for row in rows for place in range(len(row["input_ids"]))]
-    packed = {"input_ids": ids, "labels": labels, "position_ids": positions}
-    packed = {name: torch.tensor([values]) for name, values in packed.items()}
-    places, _ = labelled_positions(packed)
-    alone = torch.cat([model(torch.tensor([row["input_ids"]])).logits[0] for row in rows])
-    for mask in ({}, {"attention_mask": torch.ones_like(packed["input_ids"])}):
-        found = logits_at(model, packed | mask, places)
-        if not mask:  # transformers tells packed conversations by their positions where no mask is
-            torch.testing.assert_close(found, alone[places], rtol=1e-4, atol=1e-5)
-        plain = logits_at(model, {**packed, "position_ids": None}, places)
-        assert not torch.allclose(found, plain)  # the positions are used
 
 
 # --- The teacher --------------------------------------------------------------------------------
@@ -275,24 +184,6 @@ def test_a_student_keeps_its_cache_for_generation(tmp_path):
     assert student.config.use_cache
     loaded, _ = load_model(tmp_path / "checkpoint-1")
     assert loaded.config.use_cache
-
-
-@pytest.mark.parametrize("who", ["teacher", "student"])
-def test_heads_of_different_width_are_cut_to_the_shared_ids(tmp_path, who):
-    models = {"student": tiny.student().double(), "teacher": tiny.teacher().double()}
-    batch = batch_of(tiny.encoded(4))
-    expected = by_hand(**models, batch=batch, alpha=1.0).item()
-    models[who].resize_token_embeddings(len(tiny.TOKENIZER) + 22, mean_resizing=False)
-    trainer = make_trainer(tmp_path, **models, alpha=1.0)
-    found = trainer.compute_loss(models["student"], batch).item()
-    assert found == pytest.approx(expected, rel=1e-9)
-
-
-def test_a_wider_head_without_tokenizers_is_refused(tmp_path):
-    wider = tiny.teacher()
-    wider.resize_token_embeddings(len(tiny.TOKENIZER) + 22, mean_resizing=False)
-    with pytest.raises(UserError, match=r"teacher has \d+ logits, the student \d+: pass both"):
-        make_trainer(tmp_path, teacher=wider, teacher_tokenizer=None)
 
 
 def test_other_tokenizers_are_refused(tmp_path):
@@ -357,113 +248,13 @@ def test_buckets_hold_like_lengths_and_every_row_once():
     assert list(plain) != list(ShuffleSampler(205, seed=4))
 
 
-# --- Checkpoints --------------------------------------------------------------------------------
-
-
-def resumable_trainer(folder, **options):
-    """Two and a half epochs of four steps; a checkpoint every three steps."""
-    settings = {"max_steps": 10, "bucket_by_length": True, "gradient_accumulation_steps": 2}
-    return make_trainer(
-        folder,
-        tiny.student(),
-        tiny.teacher(),
-        rows=tiny.encoded(16),
-        per_device_train_batch_size=2,
-        save_strategy="steps",
-        save_steps=3,
-        logging_steps=2,
-        **(settings | options),
-    )
-
-
-def run_here(command, cwd=Path(__file__).parent, **options):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, timeout=240, **options)
-
-
-def assert_same_end(trainer, other):
-    for mine, its in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
-        assert torch.equal(mine, its)
-    logged = [
-        [{k: v for k, v in entry.items() if "loss" in k} for entry in each.state.log_history[:-1]]
-        for each in (trainer, other)
-    ]
-    assert logged[0] == logged[1]
-
-
-def test_killed_while_saving_and_resumed_it_ends_with_the_same_weights(tmp_path):
-    whole = resumable_trainer(tmp_path / "whole")
-    whole.train()
-    folder = tmp_path / "killed"
-    run = run_here([sys.executable, "killed_training.py", str(folder), "9"])
-    assert run.returncode == -signal.SIGKILL
-    assert [path.name for path in checkpoints_in(folder)] == ["checkpoint-3", "checkpoint-6"]
-    assert get_last_checkpoint(folder).endswith("checkpoint-6")
-    resumed = resumable_trainer(folder)
-    resumed.train(resume_from_checkpoint=True)
-    assert_same_end(whole, resumed)
-    assert not (folder / ".unfinished").exists()
-
-
-class Interrupt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("options", [{}, {"bucket_by_length": False}], ids=str)
-def test_interrupted_in_a_later_epoch_and_resumed(tmp_path, options):
-    whole = resumable_trainer(tmp_path / "whole", **options)
-    whole.train()
-    folder = tmp_path / "interrupted"
-    with pytest.raises(KeyboardInterrupt):
-        resumable_trainer(folder, callbacks=[Interrupt(8)], **options).train()
-    resumed = resumable_trainer(folder, **options)
-    resumed.train(resume_from_checkpoint=True)
-    assert_same_end(whole, resumed)
-
-
-def test_each_epoch_has_an_order_of_its_own(tmp_path):
-    seen = []
-    trainer = resumable_trainer(tmp_path)
-    collate = trainer.data_collator
-    trainer.data_collator = lambda rows: seen.extend(map(id, rows)) or collate(rows)
-    trainer.train()
-    epochs = [seen[start : start + 16] for start in (0, 16)]
-    assert sorted(epochs[0]) == sorted(epochs[1])
-    assert epochs[0] != epochs[1]
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
-    trainer = resumable_trainer(tmp_path)
-
-    def full(output_dir):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(trainer, "_save_rng_state", full)
-    with pytest.raises(OSError, match="No space left"):
-        trainer.train()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_best_checkpoint_is_kept_and_loaded(tmp_path):
-    trainer = resumable_trainer(
-        tmp_path,
-        eval_dataset=tiny.encoded(6, seed=5),
-        eval_strategy="steps",
-        eval_steps=3,
-        save_total_limit=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        max_steps=12,
-        learning_rate=0.3,  # far too much: the first evaluation is the best or close to it
-    )
-    trainer.train()
-    losses = {e["step"]: e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e}
-    best = min(losses, key=losses.__getitem__)
-    assert Path(trainer.state.best_model_checkpoint) == tmp_path / f"checkpoint-{best}"
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[best], rel=1e-6)
+@pytest.mark.parametrize("bucket", [None, 4])
+def test_blank_rows_make_processes_even_and_come_last(bucket):
+    rows = EvenRows(tiny.encoded(9), 4)
+    order = list(shuffled(rows, bucket, seed=3))
+    assert order[:9] == list(shuffled(rows.rows, bucket, seed=3))
+    assert order[9:] == [9, 10, 11]
+    assert len(rows) == len(order) == 12
+    assert all(set(rows[number]["labels"]) == {-100} for number in order[9:])
+    assert [rows[number] for number in range(9)] == tiny.encoded(9)
+    assert len(EvenRows(tiny.encoded(8), 4)) == 8
