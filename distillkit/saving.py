@@ -54,13 +54,15 @@ class WholeCheckpoints(Trainer):
         if not self.args.should_save:
             return
         self.state.save_to_json(str(written / "trainer_state.json"))
-        shutil.rmtree(final / written.name, ignore_errors=True)
+        # What goes is renamed too before it is deleted: a half-deleted checkpoint is a half one.
+        if (final / written.name).exists():
+            os.replace(final / written.name, written.with_name("replaced"))
         os.replace(written, final / written.name)
         keep = {str(self.state.best_model_checkpoint), str(final / written.name)}
         limit = self.args.save_total_limit or 0
         for old in checkpoints_in(final)[:-limit] if limit > 0 else []:
             if str(old) not in keep:
-                shutil.rmtree(old, ignore_errors=True)
+                os.replace(old, written.with_name(old.name))
 
     _write_to: str | None = None
 

@@ -1,11 +1,11 @@
-"""Run by test_training: trains, and kills itself as if the power had gone, while it saves."""
+"""Run by test_saving: trains, and while it saves a checkpoint dies as by `kill -9`."""
 
 import os
 import signal
 import sys
 
 import torch
-from test_training import resumable_trainer
+from test_saving import resumable_trainer
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
