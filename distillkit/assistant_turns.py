@@ -102,6 +102,8 @@ def _find_turn(
 ) -> Span:
     """The span of message ``index``: by rendered prefixes, else by a marker word in its place."""
     start = _length_as_prefix(tokenizer, messages[:index], text, add_generation_prompt=True)
+    if index == 0 and start == _length_as_prefix(tokenizer, [], text):
+        start = None  # a template that prompts inside its loop over messages has no prompt for none
     if index == len(messages) - 1:
         end: int | None = len(text)
     else:

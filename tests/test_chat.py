@@ -292,7 +292,7 @@ def test_a_template_that_forgets_what_was_thought_is_followed() -> None:
 
 def test_a_conversation_that_the_assistant_opens_is_followed() -> None:
     opened = [_assistant("Good day!"), *SMALL_TALK]
-    for name in ("chatml", "smollm", "llama3", "plain", "generation"):
+    for name in ("chatml", "smollm", "llama3", "plain", "zephyr", "generation"):
         tokenizer = tokenizer_for(TEMPLATES[name])
         text, spans = render_with_turns(tokenizer, opened)
         start, end = spans[0]

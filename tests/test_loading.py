@@ -176,6 +176,17 @@ def test_a_broken_parquet_file_is_refused_in_a_sentence(tmp_path: Path, content)
         load_dialogues(tmp_path / "x.parquet")
 
 
+def test_a_parquet_file_without_rows_is_empty(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(
+        pyarrow.table({"messages": pyarrow.array([], "str")}), tmp_path / "x.parquet"
+    )
+    with pytest.raises(UserError, match=r"x\.parquet gives no dialogue to learn from: it is empty"):
+        load_dialogues(tmp_path / "x.parquet")
+
+
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [

@@ -195,7 +195,11 @@ def _parse(raw: bytes) -> tuple[Any, str | None]:
 
 
 def _read_parquet(path: Path) -> Iterator[_Candidate]:
+    from pyarrow.parquet import read_metadata  # comes with datasets
+
     try:
+        if not read_metadata(path).num_rows:  # datasets stumbles over a file without any
+            return
         # Streaming: no second copy of the data in the user's cache.
         rows = _load_dataset(
             "parquet", data_files=glob.escape(str(path)), split="train", streaming=True
