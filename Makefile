@@ -11,7 +11,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 NOTEBOOKS = $(wildcard chapters/*.ipynb solutions/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test test-all lint check-notebooks chapters results stamp clean
+.PHONY: help run lab test test-all test-peers lint check-notebooks chapters results stamp clean
 
 help: ## say what there is
 	@echo "Distilling Dialogue. The first command sets up $(VENV) (some minutes, once)."
@@ -34,6 +34,11 @@ test-all: $(READY) lint ## the same with the slow tests
 	@echo "Tests (all of them):"
 	@$(TEST_ENV) $(PY) -m pytest -q -n 2 --dist loadscope tests
 	@$(MAKE) --no-print-directory check-notebooks
+
+test-peers: $(READY) ## compare our trainer with TRL's (installs TRL into .venv)
+	@echo "Peers:"
+	@$(PIP) -e ".[peers]"
+	@$(TEST_ENV) $(PY) -m pytest -q tests/peers
 
 lint: $(READY) ## ruff and mypy
 	@echo "Format, lint and types:"
