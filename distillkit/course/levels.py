@@ -74,7 +74,7 @@ class Level:
         for what, wanted, free in needs:
             if free < wanted * GB:
                 raise UserError(
-                    f"this needs {wanted:g} GB of free {what} at level {self.name}, and"
+                    f"this needs {wanted:.2g} GB of free {what} at level {self.name}, and"
                     f" {free / GB:.1f} GB is free: make room, or try {SWITCH}=smoke"
                 )
 

@@ -107,7 +107,7 @@ def _needs(teacher: str, student: str) -> dict[str, float]:
     memory = 1.5 * 4 * (sizes[teacher] + 4 * sizes[student]) / GB
     absent = sum(size for name, size in sizes.items() if not Path(name).exists())
     needs = {"memory_gb": memory, "gpu_memory_gb": memory, "disk_gb": 4 * absent / GB}
-    return {what: round(gigabytes, 1) for what, gigabytes in needs.items()}
+    return {what: round(gigabytes, 4) for what, gigabytes in needs.items()}
 
 
 def _parameters(name: str) -> int:
