@@ -7,7 +7,7 @@ What a chapter needs of it:
 
 from distillkit.course.headlines import headline
 from distillkit.course.levels import Level, machine_check, run_level
-from distillkit.course.results import fair_fight, fair_table, marks, recorded
+from distillkit.course.results import fair_fight, fair_table, marks, recorded, stages_table
 
 __all__ = [
     "Level",
@@ -18,4 +18,5 @@ __all__ = [
     "marks",
     "recorded",
     "run_level",
+    "stages_table",
 ]

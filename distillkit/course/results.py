@@ -62,14 +62,32 @@ def fair_table(folder: Path = RESULTS) -> str:
     for size in sorted({size for sizes in fight.values() for size in sizes}):
         for arm in (role for role in ROLES if role in fight):
             runs = fight[arm][size]
-            losses = [run["nll"] for run in runs]
-            served = sum(run["success"] for run in runs) / len(runs)
-            low, high = bootstrap_interval(marks(runs))
             lines.append(
-                f"| {size:,} | {ROLES[arm].name} | {len(runs)} | {sum(losses) / len(losses):.3f} "
-                f"({min(losses):.3f} to {max(losses):.3f}) "
-                f"| {served:.1%} [{low:.1%}, {high:.1%}] |"
+                f"| {size:,} | {ROLES[arm].name} | {len(runs)} "
+                f"| {_spread([run['nll'] for run in runs])} | {_served(runs)} |"
             )
+    return "\n".join(lines)
+
+
+def stages_table(folder: Path = RESULTS) -> str:
+    """stages × (NLL, of copied and of own tokens, visits served), in Markdown, over seeds.
+
+    Recorded by `experiments/03_stages.py` at the student's size.
+    """
+    [content] = recorded("03_stages.student.json", folder)
+    lines = [
+        "| stages | seeds | NLL (least to greatest) | copied | own | visits served |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for arm in dict.fromkeys(run["arm"] for run in content["runs"]):
+        runs = [run for run in content["runs"] if run["arm"] == arm]
+        copied, own = (
+            sum(run["by_origin"][kind] for run in runs) / len(runs) for kind in ("copied", "own")
+        )
+        lines.append(
+            f"| {arm} | {len(runs)} | {_spread([run['nll'] for run in runs])} "
+            f"| {copied:.3f} | {own:.3f} | {_served(runs)} |"
+        )
     return "\n".join(lines)
 
 
@@ -98,3 +116,13 @@ def _line(name: str, run: dict[str, Any] | None, nll: float, share: str) -> str:
 
 def _share(run: dict[str, Any]) -> str:
     return f"{run['success']:.1%} [{run['low']:.1%}, {run['high']:.1%}]"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def _served(runs: Sequence[dict[str, Any]]) -> str:
+    low, high = bootstrap_interval(marks(runs))
+    share = sum(run["success"] for run in runs) / len(runs)
+    return f"{share:.1%} [{low:.1%}, {high:.1%}]"
