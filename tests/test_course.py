@@ -17,7 +17,7 @@ from distillkit.course import headline, levels, machine_check, run, run_level, s
 from distillkit.course.headlines import MIME, find_headline
 from distillkit.course.levels import SWITCH, Level
 from distillkit.course.notebooks import find_notebooks, normalise, read_notebook
-from distillkit.course.results import fair_fight, fair_table, marks, overview
+from distillkit.course.results import fair_fight, fair_table, marks, overview, stages_table
 from distillkit.errors import UserError
 
 # --- levels ---------------------------------------------------------------------------------------
@@ -60,13 +60,23 @@ def test_bf16_only_where_it_is_native(capability, precision, monkeypatch):
     assert Level("gpu").precision == "fp32"
 
 
-@pytest.mark.parametrize("what", ["memory", "disk"])
+@pytest.mark.parametrize("what", ["memory", "disk", "gpu_memory"])
 def test_a_machine_that_is_too_small_is_refused_in_a_sentence(what, monkeypatch):
     monkeypatch.setattr(levels, f"free_{what}", lambda: 1.2e9)
-    Level("cpu").require(**{f"{what}_gb": 1})
-    sentence = f"needs 3 GB of free {what} at level cpu, and 1.2 GB is free"
+    level = Level("gpu", "cuda") if what == "gpu_memory" else Level("cpu")
+    level.require(**{f"{what}_gb": 1})
+    name = what.replace("gpu_", "GPU ")
+    sentence = f"needs 3 GB of free {name} at level {level.name}, and 1.2 GB is free"
     with pytest.raises(UserError, match=sentence):
-        Level("cpu").require(**{f"{what}_gb": 3})
+        level.require(**{f"{what}_gb": 3})
+
+
+def test_a_precision_is_an_argument_of_the_trainer(monkeypatch):
+    assert Level("cpu").mixed_precision == {}
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    assert Level("gpu", "cuda").mixed_precision == {"fp16": True}
 
 
 def test_what_is_free_is_measured():
@@ -326,6 +336,26 @@ def test_only_seeds_that_all_arms_have_finished_are_compared(tmp_path):
     table = fair_table(tmp_path).splitlines()
     assert "| 100 | student, labels | 1 | 0.500 (0.500 to 0.500) | 50.0% [" in table[2]
     assert "student, distilled" in table[3] and "75.0%" in table[3]
+    assert table[3].endswith("| 75.0% to 75.0% |")
+
+
+def test_the_table_of_the_stages(tmp_path):
+    runs = [
+        {
+            "arm": arm,
+            "nll": 0.25 + seed,
+            "by_origin": {"copied": 1.0 + seed, "own": 0.25},
+            "success": 0.5 * seed,
+            "successes": "10" if seed else "00",
+        }
+        for arm in ("turns", "few turns")
+        for seed in (0, 1)
+    ]
+    (tmp_path / "03_stages.student.json").write_text(json.dumps({"runs": runs}))
+    table = stages_table(tmp_path).splitlines()
+    assert len(table) == 4
+    assert table[2].startswith("| turns | 2 | 0.750 (0.250 to 1.250) | 1.500 | 0.250 | 25.0% [")
+    assert table[3].endswith("| 0.0% to 50.0% |")
 
 
 def test_stamping_a_checkout_twice_writes_once(tmp_path, stamped):

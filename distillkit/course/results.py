@@ -55,8 +55,9 @@ def marks(runs: Sequence[dict[str, Any]]) -> list[list[bool]]:
 def fair_table(folder: Path = RESULTS) -> str:
     """conversations × arm × (NLL, task success), in Markdown, with their spread over seeds."""
     lines = [
-        "| conversations | student | seeds | NLL (least to greatest) | visits served |",
-        "|---:|---|---:|---:|---:|",
+        "| conversations | student | seeds | NLL (least to greatest) | visits served "
+        "| least to greatest |",
+        "|---:|---|---:|---:|---:|---:|",
     ]
     fight = fair_fight(folder)
     for size in sorted({size for sizes in fight.values() for size in sizes}):
@@ -76,8 +77,9 @@ def stages_table(folder: Path = RESULTS) -> str:
     """
     [content] = recorded("03_stages.student.json", folder)
     lines = [
-        "| stages | seeds | NLL (least to greatest) | copied | own | visits served |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| stages | seeds | NLL (least to greatest) | copied | own | visits served "
+        "| least to greatest |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for arm in dict.fromkeys(run["arm"] for run in content["runs"]):
         runs = [run for run in content["runs"] if run["arm"] == arm]
@@ -124,5 +126,6 @@ def _spread(values: Sequence[float]) -> str:
 
 def _served(runs: Sequence[dict[str, Any]]) -> str:
     low, high = bootstrap_interval(marks(runs))
-    share = sum(run["success"] for run in runs) / len(runs)
-    return f"{share:.1%} [{low:.1%}, {high:.1%}]"
+    shares = [run["success"] for run in runs]
+    mean = f"{sum(shares) / len(runs):.1%} [{low:.1%}, {high:.1%}]"
+    return f"{mean} | {min(shares):.1%} to {max(shares):.1%}"
