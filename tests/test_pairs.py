@@ -33,7 +33,7 @@ def set_up(folder: Path, put) -> Path:
     put("DISTILLKIT_TEACHER", str(hub_models.smollm2(folder / "teacher", width=48, layers=3)))
     put("DISTILLKIT_STUDENT", str(hub_models.smollm2(folder / "student", width=24)))
     talks = folder / "talks.jsonl"
-    talks.write_text("".join(json.dumps(row) + "\n" for row in tiny.dialogues(60)))
+    talks.write_text("".join(json.dumps(row) + "\n" for row in tiny.dialogues(150)))
     put("DISTILLKIT_DIALOGUES", str(talks))
     return folder
 
