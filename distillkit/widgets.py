@@ -100,7 +100,9 @@ def transcript(
 
 def _side_by_side(columns: Sequence[_Column]) -> Html:
     heads = "".join(f"<th>{escape(column.title)}</th>" for column in columns)
-    cells = "".join(f'<td valign="top" align="left">{column.html()}</td>' for column in columns)
+    # GitHub drops styles, and Jupyter's own style overrules attributes: so both.
+    cell = '<td valign="top" align="left" style="text-align: left; vertical-align: top">'
+    cells = "".join(f"{cell}{column.html()}</td>" for column in columns)
     return Html(f"<table><tr>{heads}</tr><tr>{cells}</tr></table>")
 
 
