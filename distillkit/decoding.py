@@ -153,7 +153,7 @@ def _stream(model: PreTrainedModel, rows: list[_Row]) -> None:
             cache.batch_select_indices(torch.tensor(alive, device=model.device))
             alive = list(range(len(batch)))
         known = min(len(batch[index].known) for index in alive)
-        tokens = _choose(model, _block(batch, fed, known).to(model.device), cache)
+        tokens = likeliest(model, _block(batch, fed, known).to(model.device), cache)
         fed = known
         for index in alive:
             if len(batch[index].known) == fed:
@@ -167,7 +167,8 @@ def _block(batch: list[_Row], first: int, last: int) -> Tensor:
     return torch.tensor([row if len(row) == width else [0] * width for row in ids])
 
 
-def _choose(model: PreTrainedModel, ids_BS: Tensor, cache: Cache) -> list[int]:
+def likeliest(model: PreTrainedModel, ids_BS: Tensor, cache: Cache) -> list[int]:
+    """Read ids that go on from the cache; the likeliest next token of each of the B rows."""
     output: Any = model(ids_BS, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return output.logits[:, -1].argmax(-1).tolist()
 

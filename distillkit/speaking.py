@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
 from distillkit.chat import encode_prompt, read_reply
-from distillkit.decoding import end_of_turn_ids, evaluating, position_limit
+from distillkit.decoding import end_of_turn_ids, evaluating, likeliest, position_limit
 from distillkit.dialogues import Visit
 from distillkit.errors import UserError
 
@@ -103,9 +103,9 @@ class Speaker:
     def _next(self, new: list[int]) -> int:
         ids = torch.tensor([new], device=self.model.device)
         with evaluating(self.model):
-            output: Any = self.model(ids, past_key_values=self._cache, use_cache=True)
+            [token] = likeliest(self.model, ids, self._cache)
         self._read += new
-        return int(output.logits[0, -1].argmax())
+        return token
 
     def _forget(self) -> None:
         self._read: list[int] = []
