@@ -56,11 +56,6 @@ class Examined:
             if role != self.reference
         }
 
-    def entropy(self) -> Tensor:
-        """The reference's entropy in nats at each of the N tokens: how open it is what comes."""
-        p = self.log_probabilities[self.reference].double()
-        return torch.special.entr(p.exp()).sum(-1)
-
     def distributions(self, number: int, top: int = 8) -> dict[str, dict[str, float]]:
         """role -> {token text: probability} at the assistant's token `number`.
 

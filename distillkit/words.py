@@ -15,7 +15,6 @@ WORDS = {
     "calibration": "{name} (ECE {error:.3f})",
     "probability": "probability of the next token",
     "kl": "KL {value:.3f}",
-    "to_reference": "KL to the {reference} (nats)",
     # the chat
     "user": "visitor",
     "assistant": "desk",
