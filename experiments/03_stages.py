@@ -19,7 +19,7 @@ from recording import Record
 from transformers import TrainerCallback
 
 from distillkit.chat import encode_rows
-from distillkit.copying import nll_by_origin
+from distillkit.copying import copied_tokens, nll_by_origin
 from distillkit.dialogues import front_desk
 from distillkit.evaluation import nll, task_success
 from distillkit.models import build_model, load_model
@@ -59,7 +59,8 @@ class Watch(TrainerCallback):
     def __init__(self, model, tokenizer, every: int):
         self.model, self.tokenizer, self.every = model, tokenizer, every
         self.rows = front_desk(DEVELOPMENT, seed=2, split="development")
-        self.encoded = encode_rows(tokenizer, self.rows)
+        marks = [mark for row in self.rows for mark in copied_tokens(tokenizer, row["messages"])]
+        self.share = marks.count(True) / (marks.count(True) + marks.count(False))  # that is copied
         self.curve: list[list[float]] = []
         self.before = 0  # steps of the stages that are over
         self.best: tuple[float, dict] | None = None
@@ -68,7 +69,7 @@ class Watch(TrainerCallback):
         if state.global_step % self.every and state.global_step != state.max_steps:
             return
         kinds = nll_by_origin(self.model, self.tokenizer, self.rows)
-        value = nll(self.model, self.encoded).per_token
+        value = self.share * kinds["copied"] + (1 - self.share) * kinds["own"]  # the NLL per token
         step = self.before + state.global_step
         self.curve.append([step, *(round(n, 4) for n in (value, kinds["copied"], kinds["own"]))])
         if self.best is None or value < self.best[0]:
