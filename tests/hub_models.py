@@ -28,60 +28,30 @@ from distillkit.models import save_model
 def qwen2(
     folder: str | Path,
     *,
-    width: int = 24,
-    layers: int = 2,
-    heads: int = 3,
-    kv_heads: int = 1,
     vocab_size: int | None = None,
     template: Template = TEMPLATES["chatml"],
-    seed: int = 0,
+    **shape: Any,
 ) -> Path:
     """Qwen2.5: its head is wider than its tokenizer, and the more so the larger the model."""
     tokenizer = tokenizer_for(template)
     tokenizer.pad_token = "<|endoftext|>"
-    config = Qwen2Config(
-        vocab_size=vocab_size or len(tokenizer) + 9,
-        hidden_size=width,
-        intermediate_size=width * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        initializer_range=width**-0.5,
-        **_ids(tokenizer),
-    )
-    return _saved(folder, config, tokenizer, seed)
+    shape |= {"vocab_size": vocab_size or len(tokenizer) + 9, "max_position_embeddings": 2048}
+    return _llama_like(folder, Qwen2Config, tokenizer, **shape)
 
 
 def smollm2(
     folder: str | Path,
     *,
-    width: int = 24,
-    layers: int = 2,
-    heads: int = 3,
-    kv_heads: int = 1,
     vocab_size: int | None = None,
     template: Template = TEMPLATES["smollm"],
-    seed: int = 0,
+    **shape: Any,
 ) -> Path:
     """SmolLM2: what pads is the end of turn. The 135M has width 576, 30 layers, 9 and 3 heads."""
     tokenizer = tokenizer_for(template)
     tokenizer.pad_token = tokenizer.eos_token
-    config = LlamaConfig(
-        vocab_size=vocab_size or len(tokenizer),
-        hidden_size=width,
-        intermediate_size=width * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=8192,
-        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
-        tie_word_embeddings=True,
-        initializer_range=width**-0.5,
-        **_ids(tokenizer),
-    )
-    return _saved(folder, config, tokenizer, seed)
+    shape |= {"vocab_size": vocab_size or len(tokenizer), "max_position_embeddings": 8192}
+    positions = {"rope_type": "default", "rope_theta": 100_000.0}
+    return _llama_like(folder, LlamaConfig, tokenizer, rope_parameters=positions, **shape)
 
 
 def gpt2(
@@ -146,6 +116,32 @@ def roberta(folder: str | Path, *, template: Template = TEMPLATES["plain"], **sh
     tokenizer = tokenizer_for(template._replace(special_tokens=special, eos_token="</s>"))
     tokenizer.pad_token = "<pad>"
     return _bert_like(folder, RobertaConfig, tokenizer, max_position_embeddings=514, **shape)
+
+
+def _llama_like(
+    folder: str | Path,
+    kind: type[PreTrainedConfig],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    width: int = 24,
+    layers: int = 2,
+    heads: int = 3,
+    kv_heads: int = 1,
+    seed: int = 0,
+    **more: Any,
+) -> Path:
+    config = kind(
+        hidden_size=width,
+        intermediate_size=width * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        tie_word_embeddings=True,
+        initializer_range=width**-0.5,
+        **_ids(tokenizer),
+        **more,
+    )
+    return _saved(folder, config, tokenizer, seed)
 
 
 def _bert_like(
