@@ -43,7 +43,7 @@ class ModelSize:
 
 SIZES = {
     "teacher": ModelSize(width=192, layers=4, heads=6, feed_forward=512),
-    "student-large": ModelSize(width=128, layers=3, heads=4, feed_forward=344),
+    "student-large": ModelSize(width=96, layers=3, heads=4, feed_forward=256),
     "student": ModelSize(width=96, layers=2, heads=4, feed_forward=256),
     "student-small": ModelSize(width=64, layers=2, heads=4, feed_forward=176),
 }

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import torch
 from recording import Record
+from shipping import ship
 from transformers import TrainerState
 
-from distillkit.benchmark import bytes_on_disk
 from distillkit.chat import encode_rows, train_tokenizer
 from distillkit.dialogues import front_desk
 from distillkit.evaluation import calibration_error, nll, task_success
-from distillkit.model_files import SHIPPED_FOLDER
-from distillkit.models import build_model, count_parameters, save_model
+from distillkit.models import build_model, count_parameters
 from distillkit.optimizers import muon
 from distillkit.training import DistillationArguments, DistillationTrainer, checkpoints_in
 from distillkit.truth import floor
@@ -44,19 +43,10 @@ ROUNDS = (
     Round(3600, seed=11, learning_rate=3e-3, decay=0.8),
 )
 CARD = """\
----
-library_name: transformers
-pipeline_tag: text-generation
-license: apache-2.0
----
-# front-desk-teacher
-
 The teacher of the course: {parameters:,} parameters, trained from scratch on {rows:,} simulated
 conversations. In towns that it has never seen it serves {success:.1%} of 1,000 visitors to their
 satisfaction (95 % interval {low:.1%} to {high:.1%}); its NLL there is {nll:.3f} nats per assistant
-token, where the truth's own is {floor:.3f}. Made by `experiments/01_teacher.py`. It knows the
-simulated front desk of the course and nothing else.
-"""
+token, where the truth's own is {floor:.3f}. Made by `experiments/01_teacher.py`."""
 
 
 def train(model, tokenizer, plan: Round, work: Path) -> list[dict]:
@@ -118,9 +108,9 @@ def main() -> None:
     measures = measure(model.eval(), tokenizer)
     count = steps * BATCH_SIZE
     card = CARD.format(parameters=count_parameters(model), rows=count, **measures)
-    folder = save_model(model, tokenizer, SHIPPED_FOLDER / "front-desk-teacher", card=card)
+    size = ship(model, tokenizer, "front-desk-teacher", card)
     record.runs[:] = [{"size": "teacher", "steps": steps, "conversations": count}]
-    record.runs[0] |= {"parameters": count_parameters(model), "bytes": bytes_on_disk(folder)}
+    record.runs[0] |= {"parameters": count_parameters(model), "bytes": size}
     record.runs[0] |= {**measures, "curve": curve}
     record.write()
 

@@ -7,19 +7,17 @@ else); the one with the best validation NLL is used for all sizes and seeds. Eac
 at its own best validation checkpoint (see ``arms.py``). The final numbers are from test worlds, and
 the same visitors for all. Each run is written to ``experiments/results/04_fair_fight.ARM.json`` as
 it ends, and a run that is there is not made again: stop it when you like, and let two processes
-work on different arms. The students of ``SHIPPED`` go into distillkit/checkpoints.
+work on different arms.
 """
 
 import argparse
 
 import torch
-from arms import VISITS, Classroom
+from arms import Classroom
 from recording import Record
 from remembering import RememberingTeacher
 
-from distillkit.benchmark import bytes_on_disk
-from distillkit.model_files import SHIPPED_FOLDER
-from distillkit.models import load_model, save_model
+from distillkit.models import load_model
 
 SIZES = (100, 300, 1000, 3000)
 TUNING_SIZE, TUNING_SEED = 300, 1000
@@ -40,24 +38,6 @@ TRIALS: dict[str, list[dict]] = {
         {"alpha": 0.5, "temperature": 1.0},
     ],
 }
-SHIPPED = {
-    ("labels", 1000, 0): ("front-desk-student-labels", "the labels alone"),
-    ("distilled", 1000, 0): ("front-desk-student", "the soft labels of front-desk-teacher"),
-}
-CARD = """\
----
-library_name: transformers
-pipeline_tag: text-generation
-license: apache-2.0
----
-# {name}
-
-A student of the front desk: {parameters:,} parameters, trained on {size:,} conversations with
-{how}. Of {visits:,} visitors of towns that it has never seen it serves {success:.1%} to their
-satisfaction; its NLL there is {nll:.3f} nats per assistant token. Made by
-`experiments/04_fair_fight.py`, whose results stand in `experiments/results`. It knows the simulated
-front desk of the course and nothing else.
-"""
 
 
 def tune(record: Record, arm: str, classroom: Classroom) -> dict:
@@ -77,15 +57,9 @@ def tune(record: Record, arm: str, classroom: Classroom) -> dict:
 
 
 def fight(arm: str, size: int, seed: int, trial: dict, classroom: Classroom) -> dict:
-    """Train and measure one student, and keep it where it ships."""
+    """Train and measure one student."""
     model, run = classroom.train(arm, size, seed, trial)
-    run |= classroom.measure(model)
-    if (arm, size, seed) in SHIPPED:
-        name, how = SHIPPED[arm, size, seed]
-        card = CARD.format(name=name, how=how, size=size, visits=VISITS, **run)
-        folder = save_model(model, classroom.tokenizer, SHIPPED_FOLDER / name, card=card)
-        run["bytes"] = bytes_on_disk(folder)
-    return run
+    return run | classroom.measure(model)
 
 
 def main() -> None:

@@ -49,11 +49,24 @@ class Classroom:
         self.teacher.seen.clear()
         self._written.clear()
 
-    def train(self, arm: str, size: int, seed: int, trial: dict) -> tuple:
-        """Train one student of this arm; (the student at its best step, what its training gave)."""
-        model = build_model("student", self.tokenizer, seed=seed)
-        passes = trial.get("epochs", STEPS * BATCH_SIZE)  # over the data, at most
-        steps = min(STEPS, passes * size // BATCH_SIZE)
+    def train(
+        self,
+        arm: str,
+        size: int,
+        seed: int,
+        trial: dict,
+        *,
+        shape: str = "student",
+        steps: int | None = None,
+    ) -> tuple:
+        """Train one student of this arm on ``size`` conversations, for at most ``steps``.
+
+        Returns the student at its best step, and what its training gave.
+        """
+        model = build_model(shape, self.tokenizer, seed=seed)
+        steps = steps or STEPS
+        passes = trial.get("epochs", steps * BATCH_SIZE)  # over the data, at most
+        steps = min(steps, passes * size // BATCH_SIZE)
         work = Path(tempfile.mkdtemp(prefix="fair-fight-"))
         arguments = DistillationArguments(
             output_dir=str(work),

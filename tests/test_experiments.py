@@ -12,13 +12,14 @@ import tiny
 import torch
 
 from distillkit.chat import Collator
-from distillkit.models import load_model
+from distillkit.models import count_parameters, load_model
 from distillkit.provenance import provenance
 from distillkit.training import DistillationArguments, DistillationTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
 import arms
+import shipping
 from recording import Record
 from remembering import RememberingTeacher
 
@@ -110,21 +111,40 @@ def test_a_remembering_teacher_teaches_the_same(tmp_path):
         torch.testing.assert_close(remembered[name], plain[name], rtol=1e-4, atol=1e-5)
 
 
-def test_every_arm_of_the_fair_fight_trains_and_is_measured(tmp_path, monkeypatch):
+@pytest.fixture
+def classroom(monkeypatch) -> arms.Classroom:
+    """A classroom whose students train for two steps, and are measured by a little."""
     sizes = {"STEPS": 2, "EVALUATIONS": 1, "VALIDATION": 2, "VISITS": 2, "TEST": 2}
     for name, value in sizes.items():
         monkeypatch.setattr(arms, name, value)
-    fair_fight = importlib.import_module("04_fair_fight")
-    monkeypatch.setattr(fair_fight, "SHIPPED_FOLDER", tmp_path)
     teacher, tokenizer = load_model("front-desk-teacher")
-    classroom = arms.Classroom(RememberingTeacher(teacher), tokenizer)
+    return arms.Classroom(RememberingTeacher(teacher), tokenizer)
+
+
+def test_every_arm_of_the_fair_fight_trains_and_is_measured(classroom):
+    fair_fight = importlib.import_module("04_fair_fight")
     for arm, trials in fair_fight.TRIALS.items():
         run = fair_fight.fight(arm, 8, 0, trials[0], classroom)
         assert len(run["successes"]) == 2 and run["nll"] > 0
         assert [step for step, _ in run["curve"]] == [2]
-    monkeypatch.setattr(fair_fight, "SHIPPED", {("labels", 8, 0): ("shipped", "labels alone")})
-    run = fair_fight.fight("labels", 8, 0, {}, classroom)
-    assert (tmp_path / "shipped" / "README.md").exists() and run["bytes"] > 0
+
+
+@pytest.mark.parametrize("arm", ["labels", "distilled"])
+def test_students_of_every_size_are_tuned_trained_and_shipped(
+    classroom, arm, tmp_path, monkeypatch
+):
+    students = importlib.import_module("00_students")
+    monkeypatch.setattr(students, "STEPS", 4)
+    monkeypatch.setattr(students, "CONVERSATIONS", 9)
+    monkeypatch.setattr(shipping, "SHIPPED_FOLDER", tmp_path)
+    trial = students.tune(record := Record("x.json", tmp_path), arm, classroom)
+    assert trial in students.TRIALS[arm] and [run["steps"] for run in record.runs] == [1] * 3
+    for size in students.SIZES:
+        run = students.graduate(arm, size, trial, classroom)
+        model, _ = load_model(tmp_path / run["name"])
+        assert run["steps"] == 4 and run["bytes"] < 2e6  # what a student may take
+        assert count_parameters(model) == run["parameters"]
+        assert f"{run['success']:.1%}" in (tmp_path / run["name"] / "README.md").read_text()
 
 
 def test_the_stages_of_a_teacher_train_and_are_measured(monkeypatch):
@@ -174,9 +194,7 @@ def test_the_job_on_real_conversations_can_be_stopped_and_moved(tmp_path, monkey
     assert [run["seed"] for run in json.loads(record.read_text())["runs"]] == [0, 0, 0, 1, 1]
 
 
-def test_the_teacher_writes_the_visits_of_the_same_visitors(monkeypatch):
-    teacher, tokenizer = load_model("front-desk-teacher")
-    classroom = arms.Classroom(RememberingTeacher(teacher), tokenizer)
+def test_the_teacher_writes_the_visits_of_the_same_visitors(classroom, monkeypatch):
     monkeypatch.setattr(arms, "VALIDATION", 1)
     few, _ = classroom.conversations("written", 2, seed=0)
     more, validation = classroom.conversations("written", 3, seed=0)
