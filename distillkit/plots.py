@@ -41,7 +41,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Role:
-    """How one kind of model looks in every figure."""
+    """How one kind of model, or of tokens, looks in every figure."""
 
     name: str
     colour: str
@@ -56,6 +56,8 @@ ROLES = {
     "distilled": Role("student, distilled", "#009E73", "v"),
     "truth": Role("truth", "#000000", "x"),
     "before": Role("student before training", "#999999", "P"),
+    "copied": Role("copied names and numbers", "#D55E00", "*"),
+    "own": Role("the desk's own words", "#332288", "h"),
 }
 
 STYLE: Any = {

@@ -99,10 +99,10 @@ def transcript(
 
 
 def _side_by_side(columns: Sequence[_Column]) -> Html:
-    heads = "".join(f"<th>{escape(column.title)}</th>" for column in columns)
     # GitHub drops styles, and Jupyter's own style overrules attributes: so both.
-    cell = '<td valign="top" align="left" style="text-align: left; vertical-align: top">'
-    cells = "".join(f"{cell}{column.html()}</td>" for column in columns)
+    left = 'valign="top" align="left" style="text-align: left; vertical-align: top"'
+    heads = "".join(f"<th {left}>{escape(column.title)}</th>" for column in columns)
+    cells = "".join(f"<td {left}>{column.html()}</td>" for column in columns)
     return Html(f"<table><tr>{heads}</tr><tr>{cells}</tr></table>")
 
 
@@ -238,8 +238,11 @@ def microscope(examined: Examined, *, at: int = 0, top: int = 8) -> Any:
         picture.value = _png(examined, number, top)
 
     def choose(_: Any) -> None:
-        token.value, token.max = 0, len(turns[turn.value]) - 1
-        show()
+        if token.value:
+            token.value = 0  # which shows it
+        else:
+            show()
+        token.max = len(turns[turn.value]) - 1
 
     turn.observe(choose, names="value")
     token.observe(show, names="value")

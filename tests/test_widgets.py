@@ -5,6 +5,7 @@ import re
 import pytest
 import tiny
 
+from distillkit import widgets
 from distillkit.errors import UserError
 from distillkit.microscope import examine
 from distillkit.plots import ROLES
@@ -84,7 +85,7 @@ def test_the_transcript_is_the_chats_twin(models):
     lines = ["the cheap hotel", "book <two> nights"]
     page = transcript(models, tiny.TOKENIZER, lines)
     assert page._repr_html_() == page
-    assert page.count("<td") == page.count("<th>") == 2
+    assert page.count("<td") == page.count("<th ") == 2
     talk = Chat(models)
     for line in lines:
         talk.say(line)
@@ -98,11 +99,11 @@ def test_the_transcript_is_the_chats_twin(models):
 
 def test_the_same_visitor_meets_every_model(models):
     page = transcript_of_visit(models, tiny.TOKENIZER, visitor=3)
-    assert page.count("<td") == page.count("<th>") == 2
+    assert page.count("<td") == page.count("<th ") == 2
     assert page.count("The visitor was not served") == page.count("median") == 2
 
 
-def test_the_microscope_shows_the_picked_token(models):
+def test_the_microscope_shows_the_picked_token(models, monkeypatch):
     [messages] = [row["messages"] for row in tiny.dialogues(9) if len(row["messages"]) == 6][:1]
     seen = examine(tiny.TOKENIZER, messages, models, with_truth=False)
     turns = seen.turns()
@@ -115,5 +116,11 @@ def test_the_microscope_shows_the_picked_token(models):
     token.value = 1
     assert bytes(picture.value) != first
     assert seen.said(turns[1][0]) in context.value
+    drawn = []
+    draw = widgets._png
+    monkeypatch.setattr(widgets, "_png", lambda *args: (drawn.append(args[1]), draw(*args))[1])
     turn.value = 0
     assert (token.value, token.max) == (0, len(turns[0]) - 1)
+    assert drawn == [turns[0][0]]  # once, where the slider moved with it, too
+    turn.value = 1
+    assert drawn == [turns[0][0], turns[1][0]]
