@@ -152,7 +152,7 @@ def test_the_stages_of_a_teacher_train_and_are_measured(monkeypatch):
     small = {"EVALUATIONS": 2, "DEVELOPMENT": 2, "TEST": 2, "VISITS": 2, "FEW": 3, "BATCH_SIZE": 2}
     for name, value in small.items():
         monkeypatch.setattr(stages, name, value)
-    monkeypatch.setitem(stages.STEPS, "student", 4)
+    monkeypatch.setattr(stages, "STEPS", 4)
     _, tokenizer = load_model("front-desk-teacher")
     fitted = []
     fit = stages.fit
