@@ -27,13 +27,14 @@ COMMANDS = {
 
 MISTAKE = 2
 INTERRUPTED = 130
+NOBODY_READS = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; the exit status.
 
     0: done; 1: it ran and found failures; 2: something that the user can mend, told in one
-    sentence; 130: interrupted by Ctrl-C.
+    sentence; 130: interrupted by Ctrl-C; 141: nobody reads the output any more, as after `| head`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -43,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(str(mistake), MISTAKE)
     except KeyboardInterrupt:
         return _say("interrupted before it was done", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # for what is not flushed yet
+        return NOBODY_READS
     except Exception as problem:
         if not _disk_is_full(problem):
             raise
