@@ -17,8 +17,16 @@ from distillkit.course import headline, levels, machine_check, run, run_level, s
 from distillkit.course.headlines import MIME, find_headline
 from distillkit.course.levels import SWITCH, Level
 from distillkit.course.notebooks import find_notebooks, normalise, read_notebook
-from distillkit.course.results import fair_fight, fair_table, marks, overview, stages_table
+from distillkit.course.results import (
+    fair_fight,
+    fair_table,
+    marks,
+    overview,
+    stages_table,
+    students,
+)
 from distillkit.errors import UserError
+from distillkit.model_files import SHIPPED
 
 # --- levels ---------------------------------------------------------------------------------------
 
@@ -356,6 +364,30 @@ def test_the_table_of_the_stages(tmp_path):
     assert len(table) == 4
     assert table[2].startswith("| turns | 2 | 0.750 (0.250 to 1.250) | 1.500 | 0.250 | 25.0% [")
     assert table[3].endswith("| 0.0% to 50.0% |")
+
+
+def test_the_students_that_ship_stand_from_small_to_large(tmp_path):
+    def run(name, arm, parameters):
+        measured = {"nll": 0.2, "success": 0.5, "low": 0.4, "high": 0.6, "bytes": 1_500_000}
+        return {"name": name, "arm": arm, "parameters": parameters, **measured}
+
+    tuning = {"arm": "labels", "parameters": 2, "best_validation": 0.3}
+    files = {
+        "labels": [tuning, run("a-labels", "labels", 2), run("b-labels", "labels", 1)],
+        "distilled": [run("a", "distilled", 2), run("b", "distilled", 1)],
+    }
+    for arm, runs in files.items():
+        (tmp_path / f"00_students.{arm}.json").write_text(json.dumps({"runs": runs}))
+    teacher = run("", "", 9) | {"floor": 0.1}
+    (tmp_path / "01_teacher.json").write_text(json.dumps({"runs": [teacher]}))
+    assert [made["name"] for made in students(tmp_path)] == ["b", "b-labels", "a", "a-labels"]
+    table = overview(tmp_path).splitlines()
+    assert table[3] == "| front-desk-teacher | 9 | 1.50 | 0.200 | 50.0% [40.0%, 60.0%] |"
+    assert [line.split()[1] for line in table[4:]] == ["b", "b-labels", "a", "a-labels"]
+
+
+def test_every_student_that_ships_has_its_results():
+    assert {made["name"] for made in students()} == set(SHIPPED[1:])
 
 
 def test_stamping_a_checkout_twice_writes_once(tmp_path, stamped):

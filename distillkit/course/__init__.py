@@ -7,7 +7,15 @@ What a chapter needs of it:
 
 from distillkit.course.headlines import headline
 from distillkit.course.levels import Level, machine_check, run_level
-from distillkit.course.results import fair_fight, fair_table, marks, recorded, stages_table
+from distillkit.course.results import (
+    fair_fight,
+    fair_table,
+    marks,
+    overview,
+    recorded,
+    stages_table,
+    students,
+)
 
 __all__ = [
     "Level",
@@ -16,7 +24,9 @@ __all__ = [
     "headline",
     "machine_check",
     "marks",
+    "overview",
     "recorded",
     "run_level",
     "stages_table",
+    "students",
 ]
