@@ -113,7 +113,8 @@ def judge(
     bench = Bench(exercise, as_function(answer), seed, dtype)
     verdict = _judged(bench)
     if bench.run.printed:
-        verdict.sentences.append(_said("printed", exercise, text=bench.run.printed.strip()))
+        text = " ⏎ ".join(bench.run.printed.splitlines())
+        verdict.sentences.append(_said("printed", exercise, text=text))
     return verdict
 
 
@@ -135,11 +136,10 @@ def _judged(bench: Bench) -> Verdict:
 
 def _right(bench: Bench) -> Verdict:
     exercise = bench.exercise
-    failing = bench.failing(bench.function)
-    if failing:
-        return _named(bench, failing) or Verdict(exercise, "not yet", [failing[0].sentence])
     if changed := _changed(bench):
         return Verdict(exercise, "not yet", [changed])
+    if failing := bench.failing(bench.function):
+        return _named(bench, failing) or Verdict(exercise, "not yet", [failing[0].sentence])
     counts = {"cases": len(bench.cases), "properties": len(exercise.properties)}
     because = "done case" if exercise.kind == "predict" else "done because"
     return Verdict(exercise, "done", [_said(because, exercise, **counts)])

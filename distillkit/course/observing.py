@@ -26,7 +26,7 @@ from distillkit.course.exercises.definition import Case
 
 GRACE = 0.3
 """Seconds that a function which is being stopped gets to end."""
-MOST_PRINTED = 500
+MOST_PRINTED = 200
 
 
 @dataclass
