@@ -30,7 +30,7 @@ def _kl_cases(draw: Draw) -> list[Case]:
         for b, s, v, t in shapes
     ]
     student, teacher = draw.logits(2, 2, 6), draw.logits(2, 2, 6)
-    student[0, 1, 2], teacher[1, 0, 3] = 900.0, 800.0
+    student[0, 1, 2], teacher[1, 0, 3] = 4000.0, 3000.0
     doubles = [draw.logits(2, 3, 4, dtype=torch.float64) for _ in range(2)]
     return [
         *cases,
