@@ -1,4 +1,4 @@
-"""The command line: `distillkit run · levels · distill · chat`.
+"""The command line: `distillkit run · progress · levels · distill · chat`.
 
 A sub-command is a row of COMMANDS: its name, the room behind it, and a sentence of help. The room
 has `add_arguments(parser)` and `main(args)`, and is imported only when its command is chosen, so
@@ -20,6 +20,7 @@ from distillkit.errors import UserError
 
 COMMANDS = {
     "run": ("distillkit.course.run", "execute the chapters and show what they measured"),
+    "progress": ("distillkit.course.checking", "show which exercises and quizzes you have done"),
     "levels": ("distillkit.course.levels", "show the run levels and check this machine"),
     "distill": ("distillkit.distill", "distil a teacher into a student on your conversations"),
     "chat": ("distillkit.talk", "talk to a model, yours or one of the shipped ones"),

@@ -336,7 +336,8 @@ def test_every_stamp_in_this_checkout_is_current(tmp_path):
     readme = (stamp.ROOT / "README.md").read_text()
     chapters = [path.name for path in (stamp.ROOT / "chapters").glob("*.ipynb")]
     assert stamp.stamp_readme(readme, chapters, repository) == readme
-    assert stamp.stamp_results(readme, overview()) == readme
+    for name, content in stamp.measured().items():
+        assert stamp.stamp_block(readme, name, content) == readme, f"{name}: make stamp"
 
 
 def test_only_seeds_that_all_arms_have_finished_are_compared(tmp_path):
@@ -414,6 +415,7 @@ def test_stamping_a_checkout_twice_writes_once(tmp_path, stamped):
     )
     shutil.copytree(stamp.ROOT / "experiments" / "results", tmp_path / "experiments" / "results")
     blocks = "<!-- stamped -->\n<!-- /stamped -->\n<!-- results -->\nold\n<!-- /results -->\n"
+    blocks += "<!-- exercises -->\n<!-- /exercises -->\n"
     (tmp_path / "README.md").write_text("# X\n" + blocks)
     changed = stamp.stamp_all(tmp_path)
     assert [path.name for path in changed] == ["04_the_student.ipynb", "README.md"]

@@ -238,7 +238,9 @@ def test_the_example_in_the_readme_runs(tmp_path, monkeypatch):
     assert (tmp_path / "build" / "student").is_dir()
 
 
-@pytest.mark.parametrize("name", "run lab test test-all test-peers chapters results stamp".split())
+@pytest.mark.parametrize(
+    "name", "run lab test test-all test-peers chapters exercises results stamp".split()
+)
 def test_make_help_names_every_target(name):
     said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert re.search(rf"make {name} +\w", said.stdout)
