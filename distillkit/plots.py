@@ -33,6 +33,8 @@ __all__ = [
     "Role",
     "interval_plot",
     "learning_curves",
+    "lines",
+    "pull_bars",
     "reliability",
     "token_bars",
     "token_strip",
@@ -41,7 +43,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Role:
-    """How one kind of model, or of tokens, looks in every figure."""
+    """How one kind of model, of tokens, or of divergence looks in every figure."""
 
     name: str
     colour: str
@@ -58,6 +60,10 @@ ROLES = {
     "before": Role("student before training", "#999999", "P"),
     "copied": Role("copied names and numbers", "#D55E00", "*"),
     "own": Role("the desk's own words", "#332288", "h"),
+    "forward_kl": Role("forward KL", "#882255", ">"),
+    "reverse_kl": Role("reverse KL", "#999933", "<"),
+    "jensen_shannon": Role("Jensen-Shannon", "#44AA99", "p"),
+    "total_variation": Role("total variation", "#661100", "d"),
 }
 
 STYLE: Any = {
@@ -82,6 +88,7 @@ STYLE: Any = {
 
 
 _SEEN = 0.005  # a bar of less cannot be seen
+_FEW = 20  # more markers than these hide their line
 
 P = ParamSpec("P")
 
@@ -278,6 +285,80 @@ def token_strip(
     if units:
         axes.set_xlabel(units, fontsize=9)
     return figure
+
+
+@_drawn
+def lines(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    log: str = "",
+    filled: str | None = None,
+) -> Figure:
+    """One measure against another: a line a role, with its marker where there are few points.
+
+    curves: role -> (x of shape (N,), y of shape (N,)). log: the axes on a logarithmic scale, "x",
+    "y" or "xy". filled: the role that is drawn as an area, for the others to be compared with.
+    """
+    figure, axes = _new(title, xlabel, ylabel)
+    for role, (x, y) in curves.items():
+        look, at, values = _role(role), np.asarray(x), np.asarray(y)
+        if role == filled:
+            axes.fill_between(at, values, color=look.colour, alpha=0.25, lw=0, label=look.name)
+            continue
+        marker = look.marker if len(at) <= _FEW else ""
+        axes.plot(at, values, color=look.colour, marker=marker, label=look.name)
+    for name in log:
+        axes.set(**{f"{name}scale": "log"})
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+@_drawn
+def pull_bars(
+    words: Sequence[str],
+    chances: Mapping[str, ArrayLike],
+    pulls: Mapping[str, ArrayLike],
+    *,
+    title: str,
+    said: str | None = None,
+) -> Figure:
+    """What models give to the same words, and beside it what pulls on the student's logits.
+
+    words: their texts, (N,). chances: role -> probabilities, (N,). pulls: "teacher" and "labels"
+    -> minus the gradient of that term, (N,); a mark shows their sum. said: the word that came, in
+    bold.
+    """
+    if not len(words):
+        raise UserError("found no word to draw: expected at least one")
+    size = (7.2, 1.5 + 0.34 * len(words))
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True)
+    _grouped(left, chances, {role: _role(role).name for role in chances})
+    _grouped(right, pulls, {role: WORDS[f"pull_{role}"] for role in pulls})
+    total = np.sum([np.asarray(values) for values in pulls.values()], axis=0)
+    right.plot(total, np.arange(len(words)), "k|", ms=13, mew=2, label=WORDS["pull_sum"])
+    right.axvline(0, color="#666666", lw=0.8)
+    most = max(1.0, 1.05 * np.abs([*map(np.asarray, pulls.values()), total]).max())
+    left.set(xlim=(0, 1), xlabel=WORDS["probability"])
+    right.set(xlim=(-most, most), xlabel=WORDS["pull"])
+    left.set_yticks(range(len(words)), [_shown(word) for word in words])
+    for label, word in zip(left.get_yticklabels(), words, strict=True):
+        label.set_fontweight("bold" if word == said else "normal")
+    left.invert_yaxis()
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    for axes in (left, right):
+        axes.legend(loc="lower right")
+        axes.grid(axis="y", visible=False)
+    return figure
+
+
+def _grouped(axes: Axes, bars: Mapping[str, ArrayLike], names: Mapping[str, str]) -> None:
+    height = 0.8 / len(bars)
+    for place, (role, values) in enumerate(bars.items()):
+        rows = np.arange(len(np.asarray(values))) + (place - (len(bars) - 1) / 2) * height
+        axes.barh(rows, values, height, color=_role(role).colour, label=names[role])
 
 
 def _longest(tokens: Sequence[str]) -> int:

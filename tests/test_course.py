@@ -17,6 +17,7 @@ from distillkit.course import headline, levels, machine_check, run, run_level, s
 from distillkit.course.headlines import MIME, find_headline
 from distillkit.course.levels import SWITCH, Level
 from distillkit.course.notebooks import find_notebooks, normalise, read_notebook
+from distillkit.course.pages import page
 from distillkit.course.results import (
     fair_fight,
     fair_table,
@@ -199,6 +200,15 @@ def test_pages_need_no_network(executed):
     page = (home / "build" / "pages" / "02_passing.html").read_text()
     assert "<msup><mi>x</mi><mn>2</mn></msup>" in page  # a formula that the browser draws itself
     assert "<script" not in page and "$x" not in page
+
+
+def test_a_formula_with_a_number_has_it_beside_it_and_an_address():
+    text = "As in\n\n$$a = b \\tag{2.4}$$\n\nand, without a number,\n\n$$c = d$$"
+    body = page(v4.new_notebook(cells=[v4.new_markdown_cell(text)]), "02_tried")
+    numbered = body[body.index('id="eq-2.4"') :]
+    assert "<div>(2.4)</div>" in numbered and body.count('id="eq-') == 1
+    assert "tag" not in numbered[: numbered.index("(2.4)")]
+    assert body.count('<math display="block">') == 2
 
 
 def test_in_place_keeps_outputs_in_a_stable_form(executed):
