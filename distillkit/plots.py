@@ -89,6 +89,7 @@ STYLE: Any = {
 
 _SEEN = 0.005  # a bar of less cannot be seen
 _FEW = 20  # more markers than these hide their line
+_DASHES = ("-", "--", ":", "-.")  # lines that lie on each other can all be seen
 
 P = ParamSpec("P")
 
@@ -297,19 +298,20 @@ def lines(
     log: str = "",
     filled: str | None = None,
 ) -> Figure:
-    """One measure against another: a line a role, with its marker where there are few points.
+    """One measure against another: a line a role, with its marker where points are few.
 
     curves: role -> (x of shape (N,), y of shape (N,)). log: the axes on a logarithmic scale, "x",
     "y" or "xy". filled: the role that is drawn as an area, for the others to be compared with.
     """
     figure, axes = _new(title, xlabel, ylabel)
-    for role, (x, y) in curves.items():
+    for place, (role, (x, y)) in enumerate(curves.items()):
         look, at, values = _role(role), np.asarray(x), np.asarray(y)
+        dashes = _DASHES[place % len(_DASHES)]
         if role == filled:
             axes.fill_between(at, values, color=look.colour, alpha=0.25, lw=0, label=look.name)
             continue
         marker = look.marker if len(at) <= _FEW else ""
-        axes.plot(at, values, color=look.colour, marker=marker, label=look.name)
+        axes.plot(at, values, dashes, color=look.colour, marker=marker, label=look.name)
     for name in log:
         axes.set(**{f"{name}scale": "log"})
     figure.legend(loc="outside lower center", ncols=4)

@@ -208,6 +208,7 @@ def test_lines_have_markers_where_points_are_few_and_an_area_where_asked():
     few, many = FIGURES["lines"]().axes[0].lines
     assert (few.get_marker(), many.get_marker()) == (ROLES["forward_kl"].marker, "")
     assert to_hex(many.get_color()) == ROLES["total_variation"].colour.lower()
+    assert few.get_linestyle() != many.get_linestyle()
     assert FIGURES["lines"]().axes[0].get_yscale() == "log"
     figure = lines(
         {"teacher": ([0, 1], [0, 2]), "forward_kl": ([0, 1], [1, 1])},
