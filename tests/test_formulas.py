@@ -375,7 +375,7 @@ def _(c):
     "2.16",
     r"\mathrm{TV}(p, q) = \frac{1}{2} \sum_{v} \lvert p_v - q_v \rvert, \qquad "
     r"\frac{\partial\, \mathrm{TV}}{\partial z_w} = \frac{q_w}{2\,T} "
-    r"\Bigl( s_w - \sum_{v} q_v s_v \Bigr)",
+    r"\Bigl( \sigma_w - \sum_{v} q_v \sigma_v \Bigr)",
 )
 def _(c):
     p, q = ([math.exp(x) for x in row] for row in (c.log_p(c.T), c.log_q(c.T)))
