@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import matplotlib.pyplot as plt
@@ -304,14 +305,14 @@ def lines(
     "y" or "xy". filled: the role that is drawn as an area, for the others to be compared with.
     """
     figure, axes = _new(title, xlabel, ylabel)
-    for place, (role, (x, y)) in enumerate(curves.items()):
+    dashes = cycle(_DASHES)
+    for role, (x, y) in curves.items():
         look, at, values = _role(role), np.asarray(x), np.asarray(y)
-        dashes = _DASHES[place % len(_DASHES)]
         if role == filled:
             axes.fill_between(at, values, color=look.colour, alpha=0.25, lw=0, label=look.name)
             continue
         marker = look.marker if len(at) <= _FEW else ""
-        axes.plot(at, values, dashes, color=look.colour, marker=marker, label=look.name)
+        axes.plot(at, values, next(dashes), color=look.colour, marker=marker, label=look.name)
     for name in log:
         axes.set(**{f"{name}scale": "log"})
     figure.legend(loc="outside lower center", ncols=4)
@@ -335,14 +336,14 @@ def pull_bars(
     """
     if not len(words):
         raise UserError("found no word to draw: expected at least one")
-    size = (7.2, 1.5 + 0.34 * len(words))
+    size = (7.2, 1.7 + 0.34 * len(words))
     figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True)
     _grouped(left, chances, {role: _role(role).name for role in chances})
     _grouped(right, pulls, {role: WORDS[f"pull_{role}"] for role in pulls})
     total = np.sum([np.asarray(values) for values in pulls.values()], axis=0)
     right.plot(total, np.arange(len(words)), "k|", ms=13, mew=2, label=WORDS["pull_sum"])
     right.axvline(0, color="#666666", lw=0.8)
-    most = max(1.0, 1.05 * np.abs([*map(np.asarray, pulls.values()), total]).max())
+    most = max(0.5, 1.05 * np.abs([*map(np.asarray, pulls.values()), total]).max())
     left.set(xlim=(0, 1), xlabel=WORDS["probability"])
     right.set(xlim=(-most, most), xlabel=WORDS["pull"])
     left.set_yticks(range(len(words)), [_shown(word) for word in words])
@@ -351,8 +352,8 @@ def pull_bars(
     left.invert_yaxis()
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     for axes in (left, right):
-        axes.legend(loc="lower right")
         axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside lower center", ncols=5)
     return figure
 
 

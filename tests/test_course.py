@@ -211,6 +211,12 @@ def test_a_formula_with_a_number_has_it_beside_it_and_an_address():
     assert body.count('<math display="block">') == 2
 
 
+def test_log_p_is_not_one_word():
+    body = page(v4.new_notebook(cells=[v4.new_markdown_cell(r"$\log p + \log(q)$")]), "02_tried")
+    assert '<mi>log</mi><mspace width="0.167em"/><mi>p</mi>' in body
+    assert '<mi>log</mi><mo stretchy="false">(</mo>' in body
+
+
 def test_in_place_keeps_outputs_in_a_stable_form(executed):
     home, _ = executed
     notebook = read_notebook(home / "chapters" / "02_passing.ipynb")

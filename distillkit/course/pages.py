@@ -25,6 +25,7 @@ _TEMPLATE = """\
 """
 
 _TAG = re.compile(r"\\tag\{([^{}]*)\}")
+_FUNCTION = re.compile(r"(<mi>(?:log|exp)</mi>)(?!<mo)")  # log p, and log(p)
 _NUMBERED = """\
 <div id="eq-{number}" style="display: flex; align-items: center">
 <div style="flex: 1; overflow-x: auto">{formula}</div><div>({number})</div></div>
@@ -61,4 +62,5 @@ class _Formulas(IPythonRenderer):
 
 def _mathml(formula: str, display: str) -> str:
     # HTML knows the element by its name, and nbconvert mangles names with a namespace in headings.
-    return str(convert(formula, xmlns="", display=display)).replace(' xmlns=""', "")
+    mathml = str(convert(formula, xmlns="", display=display)).replace(' xmlns=""', "")
+    return _FUNCTION.sub(r'\1<mspace width="0.167em" />', mathml)
