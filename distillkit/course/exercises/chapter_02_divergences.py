@@ -29,7 +29,7 @@ def _jsd_cases(draw: Draw) -> list[Case]:
         drawn = (draw.logits(b, s, v), draw.logits(b, s, v), beta, t)
         cases.append(Case(f"B={b}, S={s}, V={v}, β={beta}, T={t}", drawn))
     student, teacher = draw.logits(2, 2, 6), draw.logits(2, 2, 6)
-    student[0, 1, 2], teacher[1, 0, 3] = 4000.0, 3000.0
+    student[0, 1, 2], teacher[0, 1, 3], teacher[1, 0, 3] = 4000.0, 3000.0, 3000.0
     doubles = [draw.logits(2, 3, 4, dtype=torch.float64) for _ in range(2)]
     return [
         *cases,
