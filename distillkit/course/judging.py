@@ -293,6 +293,8 @@ def entry_points(exercise: Exercise) -> dict[CodeType, str]:
     for each in exercise.library:
         if inspect.isfunction(each):
             found[each.__code__] = each.__name__
+        elif inspect.ismethod(each):
+            found[each.__func__.__code__] = each.__qualname__
         else:  # a divergence: an object whose class says what its value is
             found[type(each)._value.__code__] = each.name
     return found

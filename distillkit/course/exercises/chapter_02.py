@@ -60,6 +60,11 @@ def _kl_log_of_softmax(student: Tensor, teacher: Tensor, temperature: float) -> 
     return (p * (p.log() - q.log())).sum(-1)
 
 
+def _kl_of_softmax(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    p, q = (teacher / temperature).softmax(-1), (student / temperature).softmax(-1)
+    return F.kl_div(q, p, reduction="none").sum(-1)
+
+
 def _kl_batchmean(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     log_p, log_q = log_probs(student, teacher, temperature)
     return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
@@ -143,6 +148,12 @@ TOKEN_KL = Exercise(
             "softmax() gives exactly 0 for an unlikely token, and its log is -inf. Use "
             "log_softmax, which never leaves the logarithm.",
             "Soup#719 and pylate#239",
+        ),
+        Mutant(
+            "softmax for log_softmax",
+            _kl_of_softmax,
+            "`F.kl_div` wants the student as *log*-probabilities, and yours come from softmax.",
+            "microsoft/ProDA#43",
         ),
         Mutant(
             "batchmean",

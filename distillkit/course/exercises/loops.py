@@ -42,3 +42,14 @@ def per_token(function: Callable[..., Any], *tables: Any) -> list[list[Any]]:
     for lines in zip(*tables, strict=True):
         values.append([function(*rows) for rows in zip(*lines, strict=True)])
     return values
+
+
+def mixture(log_a: Row, log_b: Row, share_of_a: float) -> list[float]:
+    """log(share·a + (1 - share)·b), of two rows of log-probabilities."""
+    mixed = []
+    for log_x, log_y in zip(log_a, log_b, strict=True):
+        highest = max(log_x, log_y)
+        weighted = share_of_a * math.exp(log_x - highest)
+        weighted += (1 - share_of_a) * math.exp(log_y - highest)
+        mixed.append(highest + math.log(weighted))
+    return mixed
