@@ -5,6 +5,7 @@ Different programmers, one quantity: einsum, loops, log-space, in place on own c
 
 import torch
 import torch.nn.functional as F
+from other_styles_00 import STYLES as STYLES_00
 from other_styles_03 import STYLES as STYLES_03
 
 # --- 2.2 ------------------------------------------------------------------------------------------
@@ -95,6 +96,7 @@ def loss_in_logarithms(student, teacher, labels, alpha, temperature):
 
 
 OTHER_STYLES = {
+    **STYLES_00,
     "2.2": (kl_by_einsum, kl_by_loops, kl_by_torch, kl_in_place_on_copies, kl_in_float64),
     "2.3": (loss_by_rows, loss_by_loops, loss_by_weights, loss_in_logarithms),
     **STYLES_03,
