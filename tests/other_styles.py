@@ -5,6 +5,8 @@ Different programmers, one quantity: einsum, loops, log-space, in place on own c
 
 import torch
 import torch.nn.functional as F
+from other_styles_00 import STYLES as STYLES_00
+from other_styles_03 import STYLES as STYLES_03
 
 # --- 2.2 ------------------------------------------------------------------------------------------
 
@@ -186,10 +188,12 @@ def top_k_in_float64(student, teacher, k, T):
 
 
 OTHER_STYLES = {
+    **STYLES_00,
     "2.1": (entropy_by_distribution, entropy_by_logsumexp, entropy_by_loops),
     "2.2": (kl_by_einsum, kl_by_loops, kl_by_torch, kl_in_place_on_copies, kl_in_float64),
     "2.3": (loss_by_rows, loss_by_loops, loss_by_weights, loss_in_logarithms),
     "2.6": (gradient_by_autograd, gradient_in_place_on_copies, gradient_in_float64),
     "2.7": (jsd_by_torch, jsd_by_loops, jsd_in_float64),
     "2.8": (top_k_by_a_mask, top_k_by_sorting, top_k_in_float64),
+    **STYLES_03,
 }
