@@ -107,7 +107,14 @@ DEVICES = {
 
 
 def shape_of(config: Any) -> Shape:
-    """The shape that a Llama or Qwen2 configuration of transformers describes."""
+    """The shape that a Llama or Qwen2 configuration of transformers describes.
+
+    Raises UserError for other architectures, whose parts are others.
+    """
+    if config.model_type not in ("llama", "qwen2"):
+        raise UserError(
+            f"found a {config.model_type} model: expected one of Llama's or Qwen2's kind"
+        )
     return Shape(
         vocabulary=config.vocab_size,
         width=config.hidden_size,

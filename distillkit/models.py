@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import (
@@ -104,24 +105,22 @@ def build_shape(
     On the device "meta" it has all its shapes and not a byte of weights, whatever its size. The
     global random state is left as it was.
     """
-    config, kind = (
-        (Qwen2Config, Qwen2ForCausalLM) if shape.qkv_bias else (LlamaConfig, LlamaForCausalLM)
-    )
+    settings: dict[str, Any] = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.feed_forward,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_width,
+        "max_position_embeddings": max_positions,
+        "tie_word_embeddings": shape.tied,
+    }
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
-        return kind(
-            config(
-                vocab_size=shape.vocabulary,
-                hidden_size=shape.width,
-                intermediate_size=shape.feed_forward,
-                num_hidden_layers=shape.layers,
-                num_attention_heads=shape.heads,
-                num_key_value_heads=shape.kv_heads,
-                head_dim=shape.head_width,
-                max_position_embeddings=max_positions,
-                tie_word_embeddings=shape.tied,
-            )
-        ).float()
+        if shape.qkv_bias:
+            return Qwen2ForCausalLM(Qwen2Config(**settings)).float()
+        return LlamaForCausalLM(LlamaConfig(**settings)).float()
 
 
 def student_from_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from distillkit.arithmetic import Shape
+from distillkit.arithmetic import Shape, shape_of
 from distillkit.benchmark import using_threads
 from distillkit.decoding import evaluating
 from distillkit.errors import UserError
@@ -30,8 +31,10 @@ __all__ = [
     "decode_time",
     "matmul_speed",
     "prefill_time",
+    "products_time",
     "saved_bytes",
     "spread",
+    "thin_twin",
     "train_one_step",
 ]
 
@@ -122,12 +125,42 @@ def decode_time(
     return spread(seconds)
 
 
+def products_time(
+    model: PreTrainedModel, *, batch: int = 1, repeats: int = 9, threads: int = 1
+) -> Spread:
+    """Seconds of a step's products with weights alone: every matrix of the model, once, in order.
+
+    What is left of a step's time is attention, norms, and the work of the framework between them.
+    """
+    matrices = [part.weight for part in model.modules() if isinstance(part, torch.nn.Linear)]
+    inputs = [matrix.new_ones(_at_least("batch", batch, 1), matrix.shape[1]) for matrix in matrices]
+
+    def work() -> None:
+        for entry, matrix in zip(inputs, matrices, strict=True):
+            torch.nn.functional.linear(entry, matrix)
+
+    with _ready(model):
+        return spread(_times(work, repeats, model.device.type, threads))
+
+
+def thin_twin(model: PreTrainedModel) -> PreTrainedModel:
+    """A model with as many layers and heads as this one and next to no weights, on its device.
+
+    What a step of the twin takes is what a step costs before there is anything to read.
+    """
+    shape = shape_of(model.config)
+    thin = replace(shape, vocabulary=64, width=2 * shape.heads, head_width=2, feed_forward=32)
+    twin: Any = build_shape(thin)
+    return twin.to(model.device, model.dtype)
+
+
 def cache_bytes(model: PreTrainedModel, tokens: int, *, batch: int = 1) -> int:
     """Bytes that the cache of a model really has after reading `tokens` tokens."""
     cache = DynamicCache()
     with _ready(model):
         _step(model, _random_ids(model, batch, _at_least("tokens", tokens, 1)), cache)
-    held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    layers: Any = cache.layers
+    held = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
     return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 

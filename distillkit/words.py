@@ -15,6 +15,13 @@ WORDS = {
     "calibration": "{name} (ECE {error:.3f})",
     "probability": "probability of the next token",
     "kl": "KL {value:.3f}",
+    "bytes": "memory (GB, logarithmic)",
+    "predicted": "predicted: bytes / bandwidth (ms per token)",
+    "measured": "measured (ms per token)",
+    "as_predicted": "as predicted",
+    "tokens_per_step": "tokens in one step",
+    "throughput": "tokens per second",
+    "bound": "bound of bytes and operations",
     # the chat
     "user": "visitor",
     "assistant": "desk",
