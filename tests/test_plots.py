@@ -14,7 +14,10 @@ from distillkit.plots import (
     ROLES,
     interval_plot,
     learning_curves,
+    memory_plot,
+    predicted_measured,
     reliability,
+    throughput_plot,
     token_bars,
     token_strip,
 )
@@ -55,6 +58,13 @@ def panels():
     }
 
 
+NEEDS = {
+    "to run": {"small": 0.3e9, "large": 16e9},
+    "to train": {"small": 2.2e9, "large": 128e9},
+}
+LIMITS = {"phone": 8e9, "board": 8.1e9, "T4": 16.1e9}
+TIMES = {"student": ("distilled", 0.05, 0.65, 0.6, 0.7), "135M": ("real", 19, 56, 50, 57)}
+
 FIGURES = {
     "curves": lambda: learning_curves(
         curves(),
@@ -72,6 +82,11 @@ FIGURES = {
         title="The labels' student doubts more",
         units="KL (nats)",
     ),
+    "memory": lambda: memory_plot(NEEDS, LIMITS, title="A phone runs the small one"),
+    "predicted": lambda: predicted_measured(TIMES, title="Bytes explain the large one"),
+    "throughput": lambda: throughput_plot(
+        [(1, 20, 18, 21), (8, 100, 90, 130)], [(1, 25), (8, 150)], title="Eight at once gain much"
+    ),
 }
 
 
@@ -86,7 +101,7 @@ def test_a_figure_is_small_has_a_title_and_named_axes_and_is_closed(name):
     title = axes.get_title(loc="left") if name != "bars" else figure.get_suptitle()
     assert " " in title
     xlabel = axes.get_xlabel() if name != "bars" else figure.get_supxlabel()
-    assert xlabel and (axes.get_ylabel() or name in ("bars", "strip"))
+    assert xlabel and (axes.get_ylabel() or name in ("bars", "strip", "memory"))
 
 
 def test_roles_differ_in_colour_and_marker():
@@ -185,6 +200,34 @@ def test_a_strip_is_darker_where_the_value_is_greater():
     assert named.axes[0].patches[0].get_facecolor()[3] == 0.5
     with pytest.raises(UserError, match="nothing to draw"):
         token_strip([], {"labels": []}, title="A title")
+
+
+def test_memory_is_drawn_in_gigabytes_with_equal_devices_on_one_line():
+    axes = FIGURES["memory"]().axes[0]
+    np.testing.assert_allclose(_line(axes.figure, "to train").get_xdata(), [2.2, 128])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["small", "large"]
+    assert [text.get_text() for text in axes.texts] == ["phone\nboard", "T4"]
+    with pytest.raises(UserError, match="0 kinds of need"):
+        memory_plot({}, LIMITS, title="A title")
+
+
+def test_a_prediction_stands_against_its_measurement():
+    axes = FIGURES["predicted"]().axes[0]
+    for container, (role, told, measured, low, high) in zip(
+        axes.containers, TIMES.values(), strict=True
+    ):
+        assert to_hex(container.lines[0].get_color()) == ROLES[role].colour.lower()
+        assert container.lines[0].get_xydata().tolist() == [[told, measured]]
+        assert container.lines[2][0].get_segments()[0][:, 1] == pytest.approx([low, high])
+    ends = axes.lines[0].get_xydata()
+    assert (ends[:, 0] == ends[:, 1]).all() and [t.get_text() for t in axes.texts] == list(TIMES)
+
+
+def test_throughput_stands_under_its_bound():
+    axes = FIGURES["throughput"]().axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[1, 25], [8, 150]]
+    assert axes.containers[0].lines[0].get_xydata().tolist() == [[1, 20], [8, 100]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "8"]
 
 
 def test_an_unknown_role_is_refused():
