@@ -115,6 +115,8 @@ def build_shape(
         "head_dim": shape.head_width,
         "max_position_embeddings": max_positions,
         "tie_word_embeddings": shape.tied,
+        "bos_token_id": None,  # the defaults may lie outside of a small vocabulary
+        "eos_token_id": None,
     }
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
