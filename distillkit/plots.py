@@ -311,11 +311,12 @@ def memory_plot(
         by_size.setdefault(round(size / 1e9), []).append(device)
     for size, devices in by_size.items():
         axes.axvline(size, color="#666666", ls="--", lw=1.2)
-        name = "\n".join(devices)
-        axes.text(size, -0.75, name, rotation=90, va="top", ha="right", fontsize=8, color="#444444")
+        side = "right" if size == min(by_size) else "left"
+        name = "\n".join(f" {device} " for device in devices)
+        axes.text(size, -1.5, name, va="top", ha=side, fontsize=8, color="#444444")
     axes.set_xscale("log")
     axes.set_yticks(range(len(models)), models)
-    axes.set_ylim(len(models) - 0.5, -0.9)
+    axes.set_ylim(len(models) - 0.5, -1.6)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     figure.legend(loc="outside lower center", ncols=3)
     return figure
@@ -343,8 +344,11 @@ def predicted_measured(
         axes.errorbar(
             predicted, measured, yerr=bars, color=look.colour, marker=look.marker, capsize=3, ls=""
         )
-        axes.annotate(name, (predicted, measured), (8, -11), textcoords="offset points", fontsize=9)
-    axes.set(xscale="log", yscale="log", xlim=(ends[0], ends[1] * 4), ylim=ends)
+        right = len(axes.containers) % 2 == 0  # neighbours on either side
+        axes.annotate(
+            f"  {name}  ", (predicted, measured), ha="left" if right else "right", va="center"
+        )
+    axes.set(xscale="log", yscale="log", xlim=(ends[0] / 3, ends[1] * 4), ylim=ends)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.legend(loc="upper left")

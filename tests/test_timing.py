@@ -1,5 +1,8 @@
 """What is timed is what was meant, and the memory that is weighed is the memory that is there."""
 
+import sys
+import time
+
 import pytest
 import torch
 
@@ -136,6 +139,12 @@ def test_the_seconds_are_real_and_the_threads_are_put_back():
     seconds = timing._times(lambda: seen.append(torch.get_num_threads()), 3, "cpu", 2)
     assert seen == [2, 2, 2, 2] and len(seconds) == 3 and min(seconds) >= 0
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif("sys.platform == 'win32'", reason="its clock of threads is too coarse")
+def test_on_one_thread_of_a_cpu_waiting_is_not_counted():
+    assert max(timing._times(lambda: time.sleep(0.05), 2, "cpu", 1)) < 0.04
+    assert min(timing._times(lambda: time.sleep(0.05), 2, "cpu", 2)) >= 0.05
 
 
 BAD = {
