@@ -5,8 +5,8 @@ product of matrices, reading a prompt, writing one token. Every time is a median
 over repeats, after a warm-up.
 
 On one thread of a CPU the time is the thread's own: while another program has the processor, the
-clock stands. On an idle machine that is the time by the wall; on a busy one it is what the work took.
-With several threads, on a GPU and on Windows (whose clock of threads is too coarse) it is the wall's.
+clock stands. On an idle machine that is the time by the wall; on a busy one, what the work took.
+With several threads, on a GPU, and on Windows, whose clock of threads is coarse, it is the wall's.
 """
 
 from __future__ import annotations

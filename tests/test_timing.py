@@ -1,6 +1,5 @@
 """What is timed is what was meant, and the memory that is weighed is the memory that is there."""
 
-import sys
 import time
 
 import pytest
