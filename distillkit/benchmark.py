@@ -36,6 +36,7 @@ __all__ = [
     "machine",
     "measure_speed",
     "peak_memory",
+    "using_threads",
 ]
 
 _LOADED_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".gguf", ".onnx")
@@ -100,7 +101,7 @@ def measure_speed(
     if not any(plans):
         raise UserError(f"found no assistant turn in {len(conversations)} conversations to time")
     ids = [each["input_ids"] for each, _ in encoded]
-    with evaluating(model), torch.inference_mode(), _threads(threads):
+    with evaluating(model), torch.inference_mode(), using_threads(threads):
         _serve(model, ids[0], plans[0])
         rounds = [
             [
@@ -165,7 +166,8 @@ def _serve(
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def using_threads(number: int) -> Iterator[None]:
+    """Let torch compute on so many threads, and afterwards on as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -3,10 +3,19 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
+from distillkit.arithmetic import Shape
 from distillkit.errors import UserError
 from distillkit.model_files import SHIPPED, load_model, save_model
 
@@ -15,6 +24,7 @@ __all__ = [
     "SIZES",
     "ModelSize",
     "build_model",
+    "build_shape",
     "count_parameters",
     "load_model",
     "save_model",
@@ -85,6 +95,34 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).float()
+
+
+def build_shape(
+    shape: Shape, *, seed: int = 0, device: str = "cpu", max_positions: int = 8192
+) -> PreTrainedModel:
+    """A model of transformers in a given shape, with random weights, in float32: to count and time.
+
+    On the device "meta" it has all its shapes and not a byte of weights, whatever its size. The
+    global random state is left as it was.
+    """
+    settings: dict[str, Any] = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.feed_forward,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_width,
+        "max_position_embeddings": max_positions,
+        "tie_word_embeddings": shape.tied,
+        "bos_token_id": None,  # the defaults may lie outside of a small vocabulary
+        "eos_token_id": None,
+    }
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(seed)
+        if shape.qkv_bias:
+            return Qwen2ForCausalLM(Qwen2Config(**settings)).float()
+        return LlamaForCausalLM(LlamaConfig(**settings)).float()
 
 
 def student_from_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:

@@ -19,7 +19,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    NullFormatter,
+    NullLocator,
+    PercentFormatter,
+)
 from numpy.typing import ArrayLike
 
 from distillkit.errors import UserError
@@ -35,8 +41,11 @@ __all__ = [
     "interval_plot",
     "learning_curves",
     "lines",
+    "memory_plot",
+    "predicted_measured",
     "pull_bars",
     "reliability",
+    "throughput_plot",
     "token_bars",
     "token_strip",
 ]
@@ -61,6 +70,7 @@ ROLES = {
     "before": Role("student before training", "#999999", "P"),
     "copied": Role("copied names and numbers", "#D55E00", "*"),
     "own": Role("the desk's own words", "#332288", "h"),
+    "real": Role("a real LLM's size", "#AA4499", "H"),
     "forward_kl": Role("forward KL", "#882255", ">"),
     "reverse_kl": Role("reverse KL", "#999933", "<"),
     "jensen_shannon": Role("Jensen-Shannon", "#44AA99", "p"),
@@ -362,6 +372,104 @@ def _grouped(axes: Axes, bars: Mapping[str, ArrayLike], names: Mapping[str, str]
     for place, (role, values) in enumerate(bars.items()):
         rows = np.arange(len(np.asarray(values))) + (place - (len(bars) - 1) / 2) * height
         axes.barh(rows, values, height, color=_role(role).colour, label=names[role])
+
+
+@_drawn
+def memory_plot(
+    needs: Mapping[str, Mapping[str, float]], limits: Mapping[str, float], *, title: str
+) -> Figure:
+    """What models need, one row each, against what devices have, as vertical lines.
+
+    needs: what for, such as "to run" -> {model: bytes}, with the same models in each (three kinds
+    at most). limits: device -> bytes.
+    """
+    if not needs or len(needs) > len(_KINDS):
+        raise UserError(f"found {len(needs)} kinds of need: expected 1 to {len(_KINDS)}")
+    models = list(next(iter(needs.values())))
+    figure, axes = _new(title, WORDS["bytes"], "")
+    for (kind, bytes_of), (colour, marker) in zip(needs.items(), _KINDS, strict=False):
+        gigabytes = [bytes_of[model] / 1e9 for model in models]
+        axes.plot(gigabytes, range(len(models)), marker, color=colour, label=kind, ms=8)
+    by_size: dict[float, list[str]] = {}
+    for device, size in limits.items():
+        by_size.setdefault(round(size / 1e9), []).append(device)
+    for size, devices in by_size.items():
+        axes.axvline(size, color="#666666", ls="--", lw=1.2)
+        side = "right" if size == min(by_size) else "left"
+        name = "\n".join(f" {device} " for device in devices)
+        axes.text(size, -1.5, name, va="top", ha=side, fontsize=8, color="#444444")
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(models)), models)
+    axes.set_ylim(len(models) - 0.5, -1.6)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+# Kinds of memory are no roles of models, so they have looks of their own.
+_KINDS = (("#44AA99", "<"), ("#4477AA", "d"), ("#AA3377", ">"))
+
+
+@_drawn
+def predicted_measured(
+    points: Mapping[str, tuple[str, float, float, float, float]], *, title: str
+) -> Figure:
+    """Times as measured against times as predicted; on the diagonal, the prediction came out.
+
+    points: name -> (role, predicted, measured, low, high), in milliseconds.
+    """
+    figure, axes = _new(title, WORDS["predicted"], WORDS["measured"])
+    every = [value for point in points.values() for value in point[1:]]
+    ends = [min(every) / 2, max(every) * 2]
+    axes.plot(ends, ends, color="#666666", ls=":", lw=1.2, label=WORDS["as_predicted"])
+    for name, (role, predicted, measured, low, high) in points.items():
+        look = _role(role)
+        bars = np.maximum([[measured - low], [high - measured]], 0)
+        axes.errorbar(
+            predicted, measured, yerr=bars, color=look.colour, marker=look.marker, capsize=3, ls=""
+        )
+        right = len(axes.containers) % 2 == 0  # neighbours on either side
+        axes.annotate(
+            f"  {name}  ", (predicted, measured), ha="left" if right else "right", va="center"
+        )
+    axes.set(xscale="log", yscale="log", xlim=(ends[0] / 3, ends[1] * 4), ylim=ends)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.legend(loc="upper left")
+    return figure
+
+
+@_drawn
+def throughput_plot(
+    points: Sequence[tuple[float, float, float, float]],
+    bound: Sequence[tuple[float, float]],
+    *,
+    title: str,
+    role: str = "real",
+) -> Figure:
+    """Tokens a second against tokens in one step, with the most that bytes and operations allow.
+
+    points: [(tokens in a step, median, low, high), ...], measured; bound: [(tokens, rate), ...].
+    """
+    figure, axes = _new(title, WORDS["tokens_per_step"], WORDS["throughput"])
+    axes.plot(*np.array(bound, dtype=float).T, color="#666666", ls=":", label=WORDS["bound"])
+    size, rate, low, high = np.array(sorted(points), dtype=float).T
+    look = _role(role)
+    axes.errorbar(
+        size,
+        rate,
+        yerr=np.maximum([rate - low, high - rate], 0),
+        color=look.colour,
+        marker=look.marker,
+        label=look.name,
+        capsize=3,
+    )
+    _size_axis(axes, size)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.legend(loc="upper left")
+    return figure
 
 
 def _longest(tokens: Sequence[str]) -> int:

@@ -19,6 +19,13 @@ WORDS = {
     "pull_teacher": "teacher's term",
     "pull_labels": "label's term",
     "pull_sum": "both",
+    "bytes": "memory (GB, logarithmic)",
+    "predicted": "predicted: bytes / bandwidth (ms per token)",
+    "measured": "measured (ms per token)",
+    "as_predicted": "as predicted",
+    "tokens_per_step": "tokens in one step",
+    "throughput": "tokens per second",
+    "bound": "bound of bytes and operations",
     # the chat
     "user": "visitor",
     "assistant": "desk",

@@ -15,8 +15,11 @@ from distillkit.plots import (
     interval_plot,
     learning_curves,
     lines,
+    memory_plot,
+    predicted_measured,
     pull_bars,
     reliability,
+    throughput_plot,
     token_bars,
     token_strip,
 )
@@ -57,6 +60,13 @@ def panels():
     }
 
 
+NEEDS = {
+    "to run": {"small": 0.3e9, "large": 16e9},
+    "to train": {"small": 2.2e9, "large": 128e9},
+}
+LIMITS = {"phone": 8e9, "board": 8.1e9, "T4": 16.1e9}
+TIMES = {"student": ("distilled", 0.05, 0.65, 0.6, 0.7), "135M": ("real", 19, 56, 50, 57)}
+
 FIGURES = {
     "curves": lambda: learning_curves(
         curves(),
@@ -88,6 +98,11 @@ FIGURES = {
         title="Both terms pull the same way",
         said="na",
     ),
+    "memory": lambda: memory_plot(NEEDS, LIMITS, title="A phone runs the small one"),
+    "predicted": lambda: predicted_measured(TIMES, title="Bytes explain the large one"),
+    "throughput": lambda: throughput_plot(
+        [(1, 20, 18, 21), (8, 100, 90, 130)], [(1, 25), (8, 150)], title="Eight at once gain much"
+    ),
 }
 OF_PANELS = ("bars", "pulls")  # one title for the whole figure
 
@@ -103,7 +118,7 @@ def test_a_figure_is_small_has_a_title_and_named_axes_and_is_closed(name):
     title = figure.get_suptitle() if name in OF_PANELS else axes.get_title(loc="left")
     assert " " in title
     xlabel = axes.get_xlabel() if name != "bars" else figure.get_supxlabel()
-    assert xlabel and (axes.get_ylabel() or name in ("bars", "strip", "pulls"))
+    assert xlabel and (axes.get_ylabel() or name in ("bars", "strip", "pulls", "memory"))
 
 
 def test_roles_differ_in_colour_and_marker():
@@ -234,6 +249,36 @@ def test_pulls_stand_beside_the_probabilities_and_their_sum_is_marked():
     assert [label.get_fontweight() for label in labels] == ["bold", "normal", "normal"]
     with pytest.raises(UserError, match="no word to draw"):
         pull_bars([], {"teacher": []}, {"teacher": []}, title="A title")
+
+
+def test_memory_is_drawn_in_gigabytes_with_equal_devices_on_one_line():
+    axes = FIGURES["memory"]().axes[0]
+    np.testing.assert_allclose(_line(axes.figure, "to train").get_xdata(), [2.2, 128])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["small", "large"]
+    assert [text.get_text() for text in axes.texts] == [" phone \n board ", " T4 "]
+    with pytest.raises(UserError, match="0 kinds of need"):
+        memory_plot({}, LIMITS, title="A title")
+
+
+def test_a_prediction_stands_against_its_measurement():
+    axes = FIGURES["predicted"]().axes[0]
+    for container, (role, told, measured, low, high) in zip(
+        axes.containers, TIMES.values(), strict=True
+    ):
+        assert to_hex(container.lines[0].get_color()) == ROLES[role].colour.lower()
+        assert container.lines[0].get_xydata().tolist() == [[told, measured]]
+        assert container.lines[2][0].get_segments()[0][:, 1] == pytest.approx([low, high])
+    ends = axes.lines[0].get_xydata()
+    assert (ends[:, 0] == ends[:, 1]).all() and [t.get_text().strip() for t in axes.texts] == list(
+        TIMES
+    )
+
+
+def test_throughput_stands_under_its_bound():
+    axes = FIGURES["throughput"]().axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[1, 25], [8, 150]]
+    assert axes.containers[0].lines[0].get_xydata().tolist() == [[1, 20], [8, 100]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "8"]
 
 
 def test_an_unknown_role_is_refused():

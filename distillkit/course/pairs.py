@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from distillkit.arithmetic import SHAPES, Shape
 from distillkit.chat import check_same_tokenizer
 from distillkit.course.levels import GB, Level
 from distillkit.dialogues.loading import load_dialogues
 from distillkit.errors import UserError
-from distillkit.models import build_model, load_model
+from distillkit.models import build_model, build_shape, load_model
 from distillkit.optimizers import muon
 
-__all__ = ["Pair", "from_hub", "open_pair"]
+__all__ = ["Pair", "from_hub", "open_pair", "open_real"]
 
 HUB = {
     "teacher": "HuggingFaceTB/SmolLM2-360M-Instruct",
@@ -81,6 +82,24 @@ def open_pair(level: Level, *, conversations: int, held_out: int, seed: int = 0)
     teacher, tokenizer = load_model(names[0])
     train_rows, held_out_rows = _hub_rows(conversations, held_out)
     return Pair(teacher, tokenizer, train_rows, held_out_rows, names[1])
+
+
+def open_real(level: Level, what: str = "student") -> tuple[str, PreTrainedModel]:
+    """A model of a real LLM's size to time, on the level's device, and its name.
+
+    At level gpu the hub's "teacher" or "student", on a GPU in half precision; below it random
+    weights in the shape of SmolLM2-135M, which take as long as trained ones (a tenth as wide and as
+    deep at smoke).
+    """
+    if level.name == "gpu":
+        model: Any = load_model(from_hub(what))[0]
+        dtype = torch.float16 if level.device == "cuda" else torch.float32
+        return Path(from_hub(what)).name, model.to(level.device, dtype)
+    shape = level.pick(smoke=_TENTH, cpu=SHAPES["SmolLM2-135M"], gpu=_TENTH)
+    return level.pick(smoke="a tenth of 135M", cpu="135M shape", gpu=""), build_shape(shape)
+
+
+_TENTH = Shape(4915, 54, 3, 9, 3, 154, tied=True)
 
 
 def _hub_rows(conversations: int, held_out: int) -> tuple[Rows, Rows]:
