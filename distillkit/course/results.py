@@ -10,7 +10,6 @@ from typing import Any
 from distillkit.course.notebooks import ROOT
 from distillkit.errors import UserError
 from distillkit.intervals import bootstrap_interval
-from distillkit.plots import ROLES
 
 RESULTS = ROOT / "experiments" / "results"
 
@@ -54,6 +53,8 @@ def marks(runs: Sequence[dict[str, Any]]) -> list[list[bool]]:
 
 def fair_table(folder: Path = RESULTS) -> str:
     """conversations × arm × (NLL, task success), in Markdown, with their spread over seeds."""
+    from distillkit.plots import ROLES  # and matplotlib with it
+
     lines = [
         "| conversations | student | seeds | NLL (least to greatest) | visits served "
         "| least to greatest |",
