@@ -69,7 +69,7 @@ def _spoken(ids: Tensor, opening: int, closing: int) -> Tensor:
         speaks = False
         for s in range(ids.shape[1]):
             spoken[b, s] = speaks
-            speaks = ids[b, s] == opening or (speaks and ids[b, s] != closing)
+            speaks = bool(ids[b, s] == opening) or (speaks and bool(ids[b, s] != closing))
     return spoken & (ids != PADDING)
 
 
