@@ -83,7 +83,7 @@ def test_without_settings_the_names_are_those_of_the_hub(monkeypatch):
 
 def test_a_real_size_is_the_hubs_at_level_gpu_and_a_shape_below(local):
     name, model = pairs.open_real(GPU)
-    assert (name, model.config.hidden_size, model.dtype) == ("student", 24, torch.float32)
+    assert (name, model.config.hidden_size, model.dtype) == ("student (real)", 24, torch.float32)
     assert pairs.open_real(GPU, "teacher")[1].config.hidden_size == 48
     name, model = pairs.open_real(Level("smoke"))
     assert count_parameters(model) < 1e6 and model.config.num_key_value_heads == 3

@@ -94,7 +94,7 @@ def open_real(level: Level, what: str = "student") -> tuple[str, PreTrainedModel
     if level.name == "gpu":
         model: Any = load_model(from_hub(what))[0]
         dtype = torch.float16 if level.device == "cuda" else torch.float32
-        return Path(from_hub(what)).name, model.to(level.device, dtype)
+        return f"{Path(from_hub(what)).name} (real)", model.to(level.device, dtype)
     shape = level.pick(smoke=_TENTH, cpu=SHAPES["SmolLM2-135M"], gpu=_TENTH)
     return level.pick(smoke="a tenth of 135M", cpu="135M shape", gpu=""), build_shape(shape)
 
