@@ -65,11 +65,11 @@ def _labels_oracle(
 def _spoken(ids: Tensor, opening: int, closing: int) -> Tensor:
     """True after an opening token, up to the next closing one, which is included."""
     spoken = torch.zeros_like(ids, dtype=torch.bool)
-    for b in range(ids.shape[0]):
+    for b, row in enumerate(ids.tolist()):
         speaks = False
-        for s in range(ids.shape[1]):
+        for s, token in enumerate(row):
             spoken[b, s] = speaks
-            speaks = bool(ids[b, s] == opening) or (speaks and bool(ids[b, s] != closing))
+            speaks = token == opening or (speaks and token != closing)
     return spoken & (ids != PADDING)
 
 
