@@ -9,6 +9,7 @@ import nbformat
 import pytest
 import torch
 from other_styles import OTHER_STYLES
+from other_styles_01_04 import OTHER_STYLES_01_04
 
 from distillkit.course import building, matrix
 from distillkit.course.comparing import normal, same
@@ -70,7 +71,11 @@ def test_the_matrix_holds_for_other_seeds_types_and_threads(seed, dtype, threads
         torch.set_num_threads(before)
 
 
-STYLES = [(number, function) for number in OTHER_STYLES for function in OTHER_STYLES[number]]
+STYLES = [
+    (number, function)
+    for number, functions in (OTHER_STYLES | OTHER_STYLES_01_04).items()
+    for function in functions
+]
 
 
 @pytest.mark.parametrize(("number", "function"), STYLES, ids=lambda x: getattr(x, "__name__", x))
