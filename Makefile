@@ -8,10 +8,12 @@ PY       := $(VENV)/bin/python
 READY    := $(VENV)/.ready
 PIP      := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+# Solutions must pass their own checks, and leave the progress of whoever runs them alone.
+CHECKED  := DISTILLKIT_CHECK=raise DISTILLKIT_HOME=$(CURDIR)/build/home
 NOTEBOOKS = $(wildcard chapters/*.ipynb solutions/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test test-all test-peers lint check-notebooks chapters results stamp clean
+.PHONY: help run lab test test-all test-peers lint check-notebooks chapters exercises results stamp clean
 
 help: ## say what there is
 	@echo "Distilling Dialogue. The first command sets up $(VENV) (some minutes, once)."
@@ -21,9 +23,9 @@ help: ## say what there is
 run: $(READY) ## execute the chapters offline on the CPU; table of results and HTML pages
 	@$(PY) -m distillkit.cli run
 
-lab: $(READY) ## open the chapters in JupyterLab
+lab: $(READY) ## open chapters and exercises in JupyterLab
 	@echo "JupyterLab opens in your browser; Ctrl-C here ends it."
-	@$(PY) -m jupyterlab chapters
+	@$(PY) -m jupyterlab
 
 test: $(READY) lint ## format, types, tests, every notebook at level smoke (under 10 minutes)
 	@echo "Tests (without the slow ones):"
@@ -49,12 +51,18 @@ lint: $(READY) ## ruff and mypy
 check-notebooks: $(READY)
 ifneq ($(NOTEBOOKS),)
 	@echo "Notebooks, every cell, at level smoke:"
-	@$(TEST_ENV) DISTILLKIT_RUN=smoke $(PY) -m pytest -q --nbval-lax --nbval-current-env \
+	@$(TEST_ENV) $(CHECKED) DISTILLKIT_RUN=smoke $(PY) -m pytest -q --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout=120 -n 2 --dist loadscope $(NOTEBOOKS)
 endif
 
 chapters: $(READY) ## execute the chapters at level cpu and keep their outputs in place
 	@$(PY) -m distillkit.cli run --level cpu --in-place
+
+exercises: $(READY) ## execute the solutions, and derive the exercises from them
+	@$(PY) -m distillkit.course.stamp
+	@$(CHECKED) $(PY) -m distillkit.cli run --folder solutions --pages build/pages/solutions \
+		--level cpu --in-place
+	@$(PY) -m distillkit.course.building
 
 results: $(READY) ## make what is missing of the long experiments (hours; a result file that is removed is made anew)
 	@set -e; for script in experiments/[0-9]*.py; do \
@@ -65,7 +73,7 @@ stamp: $(READY) ## write the repository's address into the README and the notebo
 
 clean: ## remove what the commands above made, except .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find distillkit tests experiments chapters -name __pycache__ -type d -prune -exec rm -rf {} +
+	find distillkit tests experiments chapters solutions exercises -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The file .ready is written last, so an interrupted set-up starts again, and a finished one costs nothing.
 $(READY): pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""The command line: `distillkit run · levels · distill · chat`.
+"""The command line: `distillkit run · progress · levels · distill · chat`.
 
 A sub-command is a row of COMMANDS: its name, the room behind it, and a sentence of help. The room
 has `add_arguments(parser)` and `main(args)`, and is imported only when its command is chosen, so
@@ -20,6 +20,7 @@ from distillkit.errors import UserError
 
 COMMANDS = {
     "run": ("distillkit.course.run", "execute the chapters and show what they measured"),
+    "progress": ("distillkit.course.checking", "show which exercises and quizzes you have done"),
     "levels": ("distillkit.course.levels", "show the run levels and check this machine"),
     "distill": ("distillkit.distill", "distil a teacher into a student on your conversations"),
     "chat": ("distillkit.talk", "talk to a model, yours or one of the shipped ones"),
@@ -27,13 +28,14 @@ COMMANDS = {
 
 MISTAKE = 2
 INTERRUPTED = 130
+NOBODY_READS = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; the exit status.
 
     0: done; 1: it ran and found failures; 2: something that the user can mend, told in one
-    sentence; 130: interrupted by Ctrl-C.
+    sentence; 130: interrupted by Ctrl-C; 141: nobody reads the output any more, as after `| head`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -43,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(str(mistake), MISTAKE)
     except KeyboardInterrupt:
         return _say("interrupted before it was done", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # for what is not flushed yet
+        return NOBODY_READS
     except Exception as problem:
         if not _disk_is_full(problem):
             raise

@@ -28,7 +28,15 @@ from distillkit.errors import UserError
 log = logging.getLogger(__name__)
 
 SHIPPED_FOLDER = Path(__file__).parent / "checkpoints"
-SHIPPED = ("front-desk-teacher", "front-desk-student", "front-desk-student-labels")
+SHIPPED = (
+    "front-desk-teacher",
+    "front-desk-student",
+    "front-desk-student-labels",
+    "front-desk-student-small",
+    "front-desk-student-small-labels",
+    "front-desk-student-large",
+    "front-desk-student-large-labels",
+)
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _WEIGHT_FILES = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import matplotlib.pyplot as plt
@@ -39,8 +40,10 @@ __all__ = [
     "Role",
     "interval_plot",
     "learning_curves",
+    "lines",
     "memory_plot",
     "predicted_measured",
+    "pull_bars",
     "reliability",
     "throughput_plot",
     "token_bars",
@@ -50,7 +53,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Role:
-    """How one kind of model, or of tokens, looks in every figure."""
+    """How one kind of model, of tokens, or of divergence looks in every figure."""
 
     name: str
     colour: str
@@ -66,8 +69,12 @@ ROLES = {
     "truth": Role("truth", "#000000", "x"),
     "before": Role("student before training", "#999999", "P"),
     "copied": Role("copied names and numbers", "#D55E00", "*"),
-    "real": Role("a real LLM's size", "#882255", "p"),
     "own": Role("the desk's own words", "#332288", "h"),
+    "real": Role("a real LLM's size", "#AA4499", "H"),
+    "forward_kl": Role("forward KL", "#882255", ">"),
+    "reverse_kl": Role("reverse KL", "#999933", "<"),
+    "jensen_shannon": Role("Jensen-Shannon", "#44AA99", "p"),
+    "total_variation": Role("total variation", "#661100", "d"),
 }
 
 STYLE: Any = {
@@ -92,6 +99,8 @@ STYLE: Any = {
 
 
 _SEEN = 0.005  # a bar of less cannot be seen
+_FEW = 20  # more markers than these hide their line
+_DASHES = ("-", "--", ":", "-.")  # lines that lie on each other can all be seen
 
 P = ParamSpec("P")
 
@@ -288,6 +297,81 @@ def token_strip(
     if units:
         axes.set_xlabel(units, fontsize=9)
     return figure
+
+
+@_drawn
+def lines(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    log: str = "",
+    filled: str | None = None,
+) -> Figure:
+    """One measure against another: a line a role, with its marker where points are few.
+
+    curves: role -> (x of shape (N,), y of shape (N,)). log: the axes on a logarithmic scale, "x",
+    "y" or "xy". filled: the role that is drawn as an area, for the others to be compared with.
+    """
+    figure, axes = _new(title, xlabel, ylabel)
+    dashes = cycle(_DASHES)
+    for role, (x, y) in curves.items():
+        look, at, values = _role(role), np.asarray(x), np.asarray(y)
+        if role == filled:
+            axes.fill_between(at, values, color=look.colour, alpha=0.25, lw=0, label=look.name)
+            continue
+        marker = look.marker if len(at) <= _FEW else ""
+        axes.plot(at, values, next(dashes), color=look.colour, marker=marker, label=look.name)
+    for name in log:
+        axes.set(**{f"{name}scale": "log"})
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+@_drawn
+def pull_bars(
+    words: Sequence[str],
+    chances: Mapping[str, ArrayLike],
+    pulls: Mapping[str, ArrayLike],
+    *,
+    title: str,
+    said: str | None = None,
+) -> Figure:
+    """What models give to the same words, and beside it what pulls on the student's logits.
+
+    words: their texts, (N,). chances: role -> probabilities, (N,). pulls: "teacher" and "labels"
+    -> minus the gradient of that term, (N,); a mark shows their sum. said: the word that came, in
+    bold.
+    """
+    if not len(words):
+        raise UserError("found no word to draw: expected at least one")
+    size = (7.2, 1.7 + 0.34 * len(words))
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True)
+    _grouped(left, chances, {role: _role(role).name for role in chances})
+    _grouped(right, pulls, {role: WORDS[f"pull_{role}"] for role in pulls})
+    total = np.sum([np.asarray(values) for values in pulls.values()], axis=0)
+    right.plot(total, np.arange(len(words)), "k|", ms=13, mew=2, label=WORDS["pull_sum"])
+    right.axvline(0, color="#666666", lw=0.8)
+    most = max(0.5, 1.05 * np.abs([*map(np.asarray, pulls.values()), total]).max())
+    left.set(xlim=(0, 1), xlabel=WORDS["probability"])
+    right.set(xlim=(-most, most), xlabel=WORDS["pull"])
+    left.set_yticks(range(len(words)), [_shown(word) for word in words])
+    for label, word in zip(left.get_yticklabels(), words, strict=True):
+        label.set_fontweight("bold" if word == said else "normal")
+    left.invert_yaxis()
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    for axes in (left, right):
+        axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside lower center", ncols=5)
+    return figure
+
+
+def _grouped(axes: Axes, bars: Mapping[str, ArrayLike], names: Mapping[str, str]) -> None:
+    height = 0.8 / len(bars)
+    for place, (role, values) in enumerate(bars.items()):
+        rows = np.arange(len(np.asarray(values))) + (place - (len(bars) - 1) / 2) * height
+        axes.barh(rows, values, height, color=_role(role).colour, label=names[role])
 
 
 @_drawn

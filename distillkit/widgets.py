@@ -1,7 +1,8 @@
-"""What a notebook shows beside figures: a chat with several models, and the token microscope.
+"""What a notebook shows beside figures: a chat, the token microscope, and figures with sliders.
 
-Each widget has a static twin for GitHub, paper and tests: `transcript` for `chat`, and for
-`microscope` the figures of `plots`. The widgets work with ipywidgets 7 and 8; only they need it.
+Each widget has a static twin for GitHub, paper and tests: `transcript` for `chat`, for `microscope`
+the figures of `plots`, and for `sliders` the function that draws. The widgets work with ipywidgets
+7 and 8; only they need it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from html import escape
 from statistics import median
 from typing import Any
 
+from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distillkit.dialogues import Visit
@@ -22,7 +24,7 @@ from distillkit.plots import ROLES, token_bars
 from distillkit.speaking import Message, Speaker, Spoken, Tool, Turn, serve_visitor, take_turn
 from distillkit.words import WORDS
 
-__all__ = ["chat", "microscope", "transcript", "transcript_of_visit"]
+__all__ = ["chat", "microscope", "sliders", "transcript", "transcript_of_visit"]
 
 MILLISECONDS = 1000
 
@@ -235,7 +237,7 @@ def microscope(examined: Examined, *, at: int = 0, top: int = 8) -> Any:
         number = turns[turn.value][token.value]
         so_far = WORDS["so_far"].format(text=examined.before(number))
         context.value = f"<code>{escape(so_far)}</code>"
-        picture.value = _png(examined, number, top)
+        picture.value = _token_png(examined, number, top)
 
     def choose(_: Any) -> None:
         if token.value:
@@ -250,7 +252,7 @@ def microscope(examined: Examined, *, at: int = 0, top: int = 8) -> Any:
     return widgets.VBox([turn, token, context, picture])
 
 
-def _png(examined: Examined, number: int, top: int) -> bytes:
+def _token_png(examined: Examined, number: int, top: int) -> bytes:
     figure = token_bars(
         examined.distributions(number, top),
         title=repr(examined.said(number).strip()),
@@ -258,6 +260,45 @@ def _png(examined: Examined, number: int, top: int) -> bytes:
         top=top,
         kl=examined.kls(number),
     )
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+# A figure with sliders --------------------------------------------------------------------------
+
+
+def sliders(
+    draw: Callable[..., Figure], ranges: Mapping[str, tuple[float, float, float, float]]
+) -> Any:
+    """A widget with a slider for each number of a figure: `draw` by itself is its static twin.
+
+    draw: takes the numbers by name, and returns a figure of `plots`. ranges: name -> (first value,
+    least, greatest, step). The figure is drawn anew when a slider is let go.
+    """
+    import ipywidgets as widgets
+
+    knobs = {
+        name: widgets.FloatSlider(
+            value=first,
+            min=least,
+            max=greatest,
+            step=step,
+            description=WORDS.get(name, name),
+            continuous_update=False,
+        )
+        for name, (first, least, greatest, step) in ranges.items()
+    }
+    picture = widgets.Image(format="png")
+
+    def show(_: Any = None) -> None:
+        picture.value = _png(draw(**{name: knob.value for name, knob in knobs.items()}))
+
+    for knob in knobs.values():
+        knob.observe(show, names="value")
+    show()
+    return widgets.VBox([*knobs.values(), picture])

@@ -15,6 +15,10 @@ WORDS = {
     "calibration": "{name} (ECE {error:.3f})",
     "probability": "probability of the next token",
     "kl": "KL {value:.3f}",
+    "pull": "pull on the student's logit",
+    "pull_teacher": "teacher's term",
+    "pull_labels": "label's term",
+    "pull_sum": "both",
     "bytes": "memory (GB, logarithmic)",
     "predicted": "predicted: bytes / bandwidth (ms per token)",
     "measured": "measured (ms per token)",
@@ -38,4 +42,7 @@ WORDS = {
     "turn": "Turn",
     "token": "Token",
     "so_far": "so far: …{text}▮",
+    # sliders, by the names of what they set
+    "T": "T",
+    "alpha": "α",
 }

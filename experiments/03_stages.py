@@ -30,7 +30,7 @@ BATCH_SIZE = 8
 EVALUATIONS = 40  # of a run
 DEVELOPMENT, TEST, VISITS = 40, 200, 1000
 FEW = 100
-STEPS = {"student": 1200, "teacher": 2400}
+STEPS = 1200
 LEARNING_RATE = {"student": 5e-3, "teacher": 3e-3}
 SPREAD = {"student": None, "teacher": 0.02}  # of the new weights; None: the library's default
 
@@ -79,11 +79,10 @@ class Watch(TrainerCallback):
 def train(size: str, arm: str, seed: int, tokenizer) -> dict:
     """Train one model through its stages, and measure it at its best."""
     model = build_model(size, tokenizer, seed=seed, initializer_range=SPREAD[size])
-    total = STEPS[size]
-    watch = Watch(model, tokenizer, total // EVALUATIONS)
-    rows = encode_rows(tokenizer, front_desk(total * BATCH_SIZE, seed=100 + seed))
+    watch = Watch(model, tokenizer, STEPS // EVALUATIONS)
+    rows = encode_rows(tokenizer, front_desk(STEPS * BATCH_SIZE, seed=100 + seed))
     for stage in ARMS[arm]:
-        steps = round(stage.share * total)
+        steps = round(stage.share * STEPS)
         start = watch.before * BATCH_SIZE
         part = rows[-FEW:] if stage.few else rows[start : start + steps * BATCH_SIZE]
         if stage.all_tokens:
@@ -92,7 +91,7 @@ def train(size: str, arm: str, seed: int, tokenizer) -> dict:
         fit(model, tokenizer, part, steps, LEARNING_RATE[size], watch, seed)
         watch.before += steps
     model.load_state_dict(watch.best[1])
-    return {"curve": watch.curve, "steps": total, **measure(model.eval(), tokenizer)}
+    return {"curve": watch.curve, "steps": STEPS, **measure(model.eval(), tokenizer)}
 
 
 def fit(model, tokenizer, rows, steps: int, rate: float, watch: Watch, seed: int) -> None:
@@ -132,7 +131,7 @@ def measure(model, tokenizer) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--sizes", nargs="+", default=list(SPREAD), choices=list(SPREAD))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(3)))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()

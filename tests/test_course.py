@@ -17,8 +17,17 @@ from distillkit.course import headline, levels, machine_check, run, run_level, s
 from distillkit.course.headlines import MIME, find_headline
 from distillkit.course.levels import SWITCH, Level
 from distillkit.course.notebooks import find_notebooks, normalise, read_notebook
-from distillkit.course.results import fair_fight, fair_table, marks, overview, stages_table
+from distillkit.course.pages import page
+from distillkit.course.results import (
+    fair_fight,
+    fair_table,
+    marks,
+    overview,
+    stages_table,
+    students,
+)
 from distillkit.errors import UserError
+from distillkit.model_files import SHIPPED
 
 # --- levels ---------------------------------------------------------------------------------------
 
@@ -193,6 +202,21 @@ def test_pages_need_no_network(executed):
     assert "<script" not in page and "$x" not in page
 
 
+def test_a_formula_with_a_number_has_it_beside_it_and_an_address():
+    text = "As in\n\n$$a = b \\tag{2.4}$$\n\nand, without a number,\n\n$$c = d$$"
+    body = page(v4.new_notebook(cells=[v4.new_markdown_cell(text)]), "02_tried")
+    numbered = body[body.index('id="eq-2.4"') :]
+    assert "<div>(2.4)</div>" in numbered and body.count('id="eq-') == 1
+    assert "tag" not in numbered[: numbered.index("(2.4)")]
+    assert body.count('<math display="block">') == 2
+
+
+def test_log_p_is_not_one_word():
+    body = page(v4.new_notebook(cells=[v4.new_markdown_cell(r"$\log p + \log(q)$")]), "02_tried")
+    assert '<mi>log</mi><mspace width="0.167em"></mspace><mi>p</mi>' in body
+    assert '<mi>log</mi><mo stretchy="false">(</mo>' in body
+
+
 def test_in_place_keeps_outputs_in_a_stable_form(executed):
     home, _ = executed
     notebook = read_notebook(home / "chapters" / "02_passing.ipynb")
@@ -312,7 +336,8 @@ def test_every_stamp_in_this_checkout_is_current(tmp_path):
     readme = (stamp.ROOT / "README.md").read_text()
     chapters = [path.name for path in (stamp.ROOT / "chapters").glob("*.ipynb")]
     assert stamp.stamp_readme(readme, chapters, repository) == readme
-    assert stamp.stamp_results(readme, overview()) == readme
+    for name, content in stamp.measured().items():
+        assert stamp.stamp_block(readme, name, content) == readme, f"{name}: make stamp"
 
 
 def test_only_seeds_that_all_arms_have_finished_are_compared(tmp_path):
@@ -358,6 +383,30 @@ def test_the_table_of_the_stages(tmp_path):
     assert table[3].endswith("| 0.0% to 50.0% |")
 
 
+def test_the_students_that_ship_stand_from_small_to_large(tmp_path):
+    def run(name, arm, parameters):
+        measured = {"nll": 0.2, "success": 0.5, "low": 0.4, "high": 0.6, "bytes": 1_500_000}
+        return {"name": name, "arm": arm, "parameters": parameters, **measured}
+
+    tuning = {"arm": "labels", "parameters": 2, "best_validation": 0.3}
+    files = {
+        "labels": [tuning, run("a-labels", "labels", 2), run("b-labels", "labels", 1)],
+        "distilled": [run("a", "distilled", 2), run("b", "distilled", 1)],
+    }
+    for arm, runs in files.items():
+        (tmp_path / f"00_students.{arm}.json").write_text(json.dumps({"runs": runs}))
+    teacher = run("", "", 9) | {"floor": 0.1}
+    (tmp_path / "01_teacher.json").write_text(json.dumps({"runs": [teacher]}))
+    assert [made["name"] for made in students(tmp_path)] == ["b", "b-labels", "a", "a-labels"]
+    table = overview(tmp_path).splitlines()
+    assert table[3] == "| front-desk-teacher | 9 | 1.50 | 0.200 | 50.0% [40.0%, 60.0%] |"
+    assert [line.split()[1] for line in table[4:]] == ["b", "b-labels", "a", "a-labels"]
+
+
+def test_every_student_that_ships_has_its_results():
+    assert {made["name"] for made in students()} == set(SHIPPED[1:])
+
+
 def test_stamping_a_checkout_twice_writes_once(tmp_path, stamped):
     (tmp_path / "chapters").mkdir()
     nbformat.write(v4.new_notebook(), tmp_path / PLACE)
@@ -366,6 +415,7 @@ def test_stamping_a_checkout_twice_writes_once(tmp_path, stamped):
     )
     shutil.copytree(stamp.ROOT / "experiments" / "results", tmp_path / "experiments" / "results")
     blocks = "<!-- stamped -->\n<!-- /stamped -->\n<!-- results -->\nold\n<!-- /results -->\n"
+    blocks += "<!-- exercises -->\n<!-- /exercises -->\n"
     (tmp_path / "README.md").write_text("# X\n" + blocks)
     changed = stamp.stamp_all(tmp_path)
     assert [path.name for path in changed] == ["04_the_student.ipynb", "README.md"]

@@ -149,10 +149,10 @@ def test_students_of_every_size_are_tuned_trained_and_shipped(
 
 def test_the_stages_of_a_teacher_train_and_are_measured(monkeypatch):
     stages = importlib.import_module("03_stages")
-    small = {"EVALUATIONS": 2, "DEVELOPMENT": 2, "TEST": 2, "VISITS": 2, "FEW": 3, "BATCH_SIZE": 2}
+    small = {"STEPS": 4, "EVALUATIONS": 2, "DEVELOPMENT": 2, "TEST": 2, "VISITS": 2}
+    small |= {"FEW": 3, "BATCH_SIZE": 2}
     for name, value in small.items():
         monkeypatch.setattr(stages, name, value)
-    monkeypatch.setitem(stages.STEPS, "student", 4)
     _, tokenizer = load_model("front-desk-teacher")
     fitted = []
     fit = stages.fit

@@ -180,6 +180,20 @@ def test_a_bug_keeps_its_traceback(room):
         cli.main(["try"])
 
 
+def test_a_reader_that_has_gone_is_no_bug():
+    said = subprocess.Popen(
+        [sys.executable, "-m", "distillkit.cli", "chat", "--visitor", "26"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    said.stdout.readline()
+    said.stdout.close()
+    assert said.wait(120) == cli.NOBODY_READS
+    assert "Traceback" not in said.stderr.read()
+
+
 def test_a_missing_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "nbclient", None)
     monkeypatch.delitem(sys.modules, "distillkit.course.run", raising=False)
@@ -224,7 +238,9 @@ def test_the_example_in_the_readme_runs(tmp_path, monkeypatch):
     assert (tmp_path / "build" / "student").is_dir()
 
 
-@pytest.mark.parametrize("name", "run lab test test-all test-peers chapters results stamp".split())
+@pytest.mark.parametrize(
+    "name", "run lab test test-all test-peers chapters exercises results stamp".split()
+)
 def test_make_help_names_every_target(name):
     said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert re.search(rf"make {name} +\w", said.stdout)

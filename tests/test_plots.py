@@ -14,8 +14,10 @@ from distillkit.plots import (
     ROLES,
     interval_plot,
     learning_curves,
+    lines,
     memory_plot,
     predicted_measured,
+    pull_bars,
     reliability,
     throughput_plot,
     token_bars,
@@ -82,12 +84,27 @@ FIGURES = {
         title="The labels' student doubts more",
         units="KL (nats)",
     ),
+    "lines": lambda: lines(
+        {"forward_kl": ([1, 2, 4], [1.0, 0.5, 0.1]), "total_variation": (STEPS, 1 + STEPS)},
+        title="T² levels one of them",
+        xlabel="temperature",
+        ylabel="gradient",
+        log="y",
+    ),
+    "pulls": lambda: pull_bars(
+        ["na", "nell", " $5"],
+        {"teacher": [0.9, 0.06, 0.04], "distilled": [0.1, 0.8, 0.1]},
+        {"teacher": [0.8, -0.74, -0.06], "labels": [0.45, -0.4, -0.05]},
+        title="Both terms pull the same way",
+        said="na",
+    ),
     "memory": lambda: memory_plot(NEEDS, LIMITS, title="A phone runs the small one"),
     "predicted": lambda: predicted_measured(TIMES, title="Bytes explain the large one"),
     "throughput": lambda: throughput_plot(
         [(1, 20, 18, 21), (8, 100, 90, 130)], [(1, 25), (8, 150)], title="Eight at once gain much"
     ),
 }
+OF_PANELS = ("bars", "pulls")  # one title for the whole figure
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -98,10 +115,10 @@ def test_a_figure_is_small_has_a_title_and_named_axes_and_is_closed(name):
     figure.savefig(picture, format="png")
     assert 4_000 < len(picture.getvalue()) <= 60_000
     axes = figure.axes[0]
-    title = axes.get_title(loc="left") if name != "bars" else figure.get_suptitle()
+    title = figure.get_suptitle() if name in OF_PANELS else axes.get_title(loc="left")
     assert " " in title
     xlabel = axes.get_xlabel() if name != "bars" else figure.get_supxlabel()
-    assert xlabel and (axes.get_ylabel() or name in ("bars", "strip", "memory"))
+    assert xlabel and (axes.get_ylabel() or name in ("bars", "strip", "pulls", "memory"))
 
 
 def test_roles_differ_in_colour_and_marker():
@@ -200,6 +217,38 @@ def test_a_strip_is_darker_where_the_value_is_greater():
     assert named.axes[0].patches[0].get_facecolor()[3] == 0.5
     with pytest.raises(UserError, match="nothing to draw"):
         token_strip([], {"labels": []}, title="A title")
+
+
+def test_lines_have_markers_where_points_are_few_and_an_area_where_asked():
+    few, many = FIGURES["lines"]().axes[0].lines
+    assert (few.get_marker(), many.get_marker()) == (ROLES["forward_kl"].marker, "")
+    assert to_hex(many.get_color()) == ROLES["total_variation"].colour.lower()
+    assert few.get_linestyle() != many.get_linestyle()
+    assert FIGURES["lines"]().axes[0].get_yscale() == "log"
+    figure = lines(
+        {"teacher": ([0, 1], [0, 2]), "forward_kl": ([0, 1], [1, 1])},
+        title="A title",
+        xlabel="x",
+        ylabel="y",
+        filled="teacher",
+    )
+    [area] = figure.axes[0].collections
+    assert to_hex(area.get_facecolor()[0][:3]) == ROLES["teacher"].colour.lower()
+    assert len(figure.axes[0].lines) == 1
+
+
+def test_pulls_stand_beside_the_probabilities_and_their_sum_is_marked():
+    left, right = FIGURES["pulls"]().axes
+    assert [bar.get_width() for bar in left.patches] == [0.9, 0.06, 0.04, 0.1, 0.8, 0.1]
+    assert [bar.get_width() for bar in right.patches] == [0.8, -0.74, -0.06, 0.45, -0.4, -0.05]
+    np.testing.assert_allclose(right.lines[0].get_xdata(), [1.25, -1.14, -0.11])
+    low, high = right.get_xlim()
+    assert low == -high and high > 1.25
+    labels = left.get_yticklabels()
+    assert [label.get_text() for label in labels] == ["na", "nell", r"␣\$5"]
+    assert [label.get_fontweight() for label in labels] == ["bold", "normal", "normal"]
+    with pytest.raises(UserError, match="no word to draw"):
+        pull_bars([], {"teacher": []}, {"teacher": []}, title="A title")
 
 
 def test_memory_is_drawn_in_gigabytes_with_equal_devices_on_one_line():

@@ -8,8 +8,8 @@ import tiny
 from distillkit import widgets
 from distillkit.errors import UserError
 from distillkit.microscope import examine
-from distillkit.plots import ROLES
-from distillkit.widgets import chat, microscope, transcript, transcript_of_visit
+from distillkit.plots import ROLES, lines
+from distillkit.widgets import chat, microscope, sliders, transcript, transcript_of_visit
 from distillkit.words import WORDS
 
 pytest.importorskip("ipywidgets")
@@ -117,10 +117,32 @@ def test_the_microscope_shows_the_picked_token(models, monkeypatch):
     assert bytes(picture.value) != first
     assert seen.said(turns[1][0]) in context.value
     drawn = []
-    draw = widgets._png
-    monkeypatch.setattr(widgets, "_png", lambda *args: (drawn.append(args[1]), draw(*args))[1])
+    draw = widgets._token_png
+    monkeypatch.setattr(
+        widgets, "_token_png", lambda *args: (drawn.append(args[1]), draw(*args))[1]
+    )
     turn.value = 0
     assert (token.value, token.max) == (0, len(turns[0]) - 1)
     assert drawn == [turns[0][0]]  # once, where the slider moved with it, too
     turn.value = 1
     assert drawn == [turns[0][0], turns[1][0]]
+
+
+def test_a_slider_redraws_the_figure_and_draw_is_its_static_twin():
+    asked = []
+
+    def draw(T, alpha):
+        asked.append((T, alpha))
+        return lines({"teacher": ([0, 1], [T, alpha])}, title="A title", xlabel="x", ylabel="y")
+
+    widget = sliders(draw, {"T": (2.0, 1.0, 20.0, 0.5), "alpha": (0.5, 0.0, 1.0, 0.05)})
+    temperature, alpha, picture = widget.children
+    assert (temperature.min, temperature.max, alpha.description) == (1.0, 20.0, WORDS["alpha"])
+    first = bytes(picture.value)
+    assert first == widgets._png(draw(T=2.0, alpha=0.5))
+    temperature.value = 4.0
+    assert bytes(picture.value) != first
+    alpha.value = 0.9
+    assert asked[0] == (2.0, 0.5) and asked[-2:] == [(4.0, 0.5), (4.0, 0.9)]
+    temperature.value, alpha.value = 2.0, 0.5
+    assert bytes(picture.value) == first

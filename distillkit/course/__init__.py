@@ -1,22 +1,46 @@
-"""The course around the library: run levels, executing the chapters, stamping the notebooks.
+"""The course around the library: run levels, exercises, quizzes, and the care of notebooks.
 
 What a chapter needs of it:
 
-    from distillkit.course import headline, recorded, run_level
+    from distillkit.course import headline, quiz, recorded, run_level
+
+and an exercise:
+
+    from distillkit.course import check, hint, solution
+
+Neither brings torch along: the exercises load when the first one is checked.
 """
 
+from distillkit.course.checking import check, hint, progress, reset, solution
 from distillkit.course.headlines import headline
 from distillkit.course.levels import Level, machine_check, run_level
-from distillkit.course.results import fair_fight, fair_table, marks, recorded, stages_table
+from distillkit.course.quizzes import quiz
+from distillkit.course.results import (
+    fair_fight,
+    fair_table,
+    marks,
+    overview,
+    recorded,
+    stages_table,
+    students,
+)
 
 __all__ = [
     "Level",
+    "check",
     "fair_fight",
     "fair_table",
     "headline",
+    "hint",
     "machine_check",
     "marks",
+    "overview",
+    "progress",
+    "quiz",
     "recorded",
+    "reset",
     "run_level",
+    "solution",
     "stages_table",
+    "students",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from distillkit.course.showing import in_notebook
+
 MIME = "application/x-distillkit-headline+json"
 
 
@@ -14,15 +16,11 @@ def headline(text: str) -> None:
     The reader sees the sentence; `distillkit run` finds it among the outputs and puts it into its
     table. The last headline of a chapter counts.
     """
-    try:
-        from IPython.core.interactiveshell import InteractiveShell
-        from IPython.display import display
-    except ImportError:
+    if not in_notebook():
         print(text)
         return
-    if not InteractiveShell.initialized():
-        print(text)
-        return
+    from IPython.display import display
+
     display({"text/plain": text, MIME: {"headline": text}}, raw=True)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import nbformat
-from nbformat import NotebookNode
+from typing import TYPE_CHECKING, Any
 
 from distillkit.errors import UserError
+
+if TYPE_CHECKING:  # seconds to import, and a chapter that asks for ROOT needs none of it
+    from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout: notebooks live beside the package, not in it."""
@@ -35,6 +35,8 @@ def find_notebooks(folder: Path, names: Sequence[str] = ()) -> list[Path]:
 
 def read_notebook(path: Path) -> NotebookNode:
     """Read a notebook; UserError when the file is not one."""
+    import nbformat
+
     try:
         notebook: NotebookNode = nbformat.read(path, as_version=4)
     except (ValueError, nbformat.ValidationError, AttributeError) as error:
@@ -44,6 +46,8 @@ def read_notebook(path: Path) -> NotebookNode:
 
 def write_notebook(path: Path, notebook: NotebookNode) -> None:
     """Write a notebook whole or not at all."""
+    import nbformat
+
     aside = path.with_name(path.name + ".part")
     nbformat.write(notebook, aside)
     os.replace(aside, path)

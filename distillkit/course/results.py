@@ -10,7 +10,6 @@ from typing import Any
 from distillkit.course.notebooks import ROOT
 from distillkit.errors import UserError
 from distillkit.intervals import bootstrap_interval
-from distillkit.plots import ROLES
 
 RESULTS = ROOT / "experiments" / "results"
 
@@ -54,6 +53,8 @@ def marks(runs: Sequence[dict[str, Any]]) -> list[list[bool]]:
 
 def fair_table(folder: Path = RESULTS) -> str:
     """conversations × arm × (NLL, task success), in Markdown, with their spread over seeds."""
+    from distillkit.plots import ROLES  # and matplotlib with it
+
     lines = [
         "| conversations | student | seeds | NLL (least to greatest) | visits served "
         "| least to greatest |",
@@ -93,6 +94,16 @@ def stages_table(folder: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
+def students(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The runs of `experiments/00_students.py`, whose models ship: small to large, distilled first.
+
+    Each has its "name", which is the shipped model's.
+    """
+    runs = [run for file in recorded("00_students.*.json", folder) for run in file["runs"]]
+    shipped = [run for run in runs if "name" in run]  # a tuning trial has none
+    return sorted(shipped, key=lambda run: (run["parameters"], run["arm"]))
+
+
 def overview(folder: Path = RESULTS) -> str:
     """The table of the README: the shipped models, in towns that they have never seen."""
     teacher = recorded("01_teacher.json", folder)[0]["runs"][0]
@@ -100,14 +111,9 @@ def overview(folder: Path = RESULTS) -> str:
         "| model | parameters | MB | NLL | visits served |",
         "|---|---:|---:|---:|---:|",
         _line("the desk itself (the truth)", None, teacher["floor"], "100 %"),
-        _line("teacher", teacher, teacher["nll"], _share(teacher)),
+        _line("front-desk-teacher", teacher, teacher["nll"], _share(teacher)),
     ]
-    lines += [
-        _line(ROLES[run["arm"]].name, run, run["nll"], _share(run))
-        for content in recorded("04_fair_fight.*.json", folder)
-        for run in content["runs"]
-        if "bytes" in run  # it ships
-    ]
+    lines += [_line(run["name"], run, run["nll"], _share(run)) for run in students(folder)]
     return "\n".join(lines)
 
 

@@ -101,12 +101,20 @@ def stamp_readme(text: str, chapters: list[str], repository: str) -> str:
     return pattern.sub(lambda _: block, text)
 
 
-def stamp_results(text: str, table: str) -> str:
-    """The README with the table of measured results renewed."""
-    pattern = re.compile(r"<!-- results -->.*?<!-- /results -->", re.DOTALL)
+def stamp_block(text: str, name: str, content: str) -> str:
+    """The README with one block of measured results renewed."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    pattern = re.compile(f"{begin}.*?{end}", re.DOTALL)
     if len(pattern.findall(text)) != 1:
-        raise UserError("README.md needs one block from <!-- results --> to <!-- /results -->")
-    return pattern.sub(lambda _: f"<!-- results -->\n{table}\n<!-- /results -->", text)
+        raise UserError(f"README.md needs one block from {begin} to {end}")
+    return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", text)
+
+
+def measured(root: Path = ROOT) -> dict[str, str]:
+    """The blocks of the README that are measured or computed: name -> content."""
+    from distillkit.course.matrix import table  # which needs torch
+
+    return {"results": overview(root / "experiments" / "results"), "exercises": table(root)}
 
 
 def notebook_paths(root: Path = ROOT) -> Iterator[Path]:
@@ -129,7 +137,8 @@ def stamp_all(root: Path = ROOT) -> list[Path]:
     readme = root / "README.md"
     old = readme.read_text(encoding="utf-8")
     new = stamp_readme(old, [path.name for path in (root / "chapters").glob("*.ipynb")], repository)
-    new = stamp_results(new, overview(root / "experiments" / "results"))
+    for name, content in measured(root).items():
+        new = stamp_block(new, name, content)
     if new != old:
         readme.write_text(new, encoding="utf-8")
         changed.append(readme)

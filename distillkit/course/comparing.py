@@ -1,0 +1,72 @@
+"""Two results beside each other: are they the same, and if not, how do they differ?
+
+Results of any reasonable kind are brought into one form first: a float64 tensor, a text, or a tuple
+of such. So a right answer passes whether it comes as a float, a list, an array or a tensor, in
+float32 or float64.
+"""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ABSOLUTE = 2e-6
+"""Absolute tolerance, in units of the greatest number of the target (at least 1)."""
+
+Normal = Tensor | str | tuple[Any, ...]
+
+
+class Incomparable(TypeError):
+    """A result of a type with which nothing can be compared."""
+
+
+def normal(value: Any) -> Normal:
+    """A result in the form in which results are compared; Incomparable where there is none."""
+    if isinstance(value, Tensor) and not value.is_complex():
+        return value.detach().to("cpu", torch.float64)
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
+        return torch.tensor(value, dtype=torch.float64)
+    if isinstance(value, numbers.Real):
+        return torch.tensor(float(value), dtype=torch.float64)
+    if isinstance(value, str):
+        return value.strip().casefold()
+    if isinstance(value, list | tuple):
+        parts = tuple(normal(part) for part in value)
+        return _stacked(parts) if isinstance(value, list) or _all_numbers(parts) else parts
+    raise Incomparable(type(value).__name__)
+
+
+def _all_numbers(parts: tuple[Normal, ...]) -> bool:
+    return all(isinstance(part, Tensor) and part.dim() == 0 for part in parts)
+
+
+def _stacked(parts: tuple[Normal, ...]) -> Normal:
+    """A list of equal shapes is a tensor; a ragged one stays a tuple."""
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if len(tensors) < len(parts) or len({part.shape for part in tensors}) > 1:
+        return parts
+    return torch.stack(tensors) if tensors else torch.zeros(0, dtype=torch.float64)
+
+
+def differs(yours: Tensor, target: Tensor, tolerance: float) -> Tensor:
+    """Where two tensors of one shape differ; NaN is like NaN, and infinity like infinity."""
+    greatest = target[target.isfinite()].abs().max().item() if target.isfinite().any() else 0.0
+    near = torch.isclose(
+        yours, target, rtol=tolerance, atol=ABSOLUTE * max(1.0, greatest), equal_nan=True
+    )
+    return ~near
+
+
+def same(yours: Normal, target: Normal, tolerance: float) -> bool:
+    """Whether two results in normal form agree."""
+    if isinstance(yours, Tensor) and isinstance(target, Tensor):
+        return yours.shape == target.shape and not differs(yours, target, tolerance).any()
+    if isinstance(yours, tuple) and isinstance(target, tuple):
+        return len(yours) == len(target) and all(
+            same(a, b, tolerance) for a, b in zip(yours, target, strict=True)
+        )
+    return type(yours) is type(target) and yours == target

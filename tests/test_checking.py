@@ -1,0 +1,462 @@
+"""What a learner meets: functions that misbehave, hints, solutions, quizzes, and kept progress."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distillkit.course import check, checking, hint, learner, progress, quiz, reset, solution
+from distillkit.course import quizzes as quiz_room
+from distillkit.course.comparing import Incomparable, normal, same
+from distillkit.course.exercises import all_exercises, exercise
+from distillkit.course.exercises.definition import Case, Exercise
+from distillkit.course.judging import judge
+from distillkit.course.observing import MOST_PRINTED, observe
+
+KL = exercise("2.2")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Progress in a folder of the test's own, and checks that do not raise."""
+    monkeypatch.setenv(learner.HOME, str(tmp_path / "home"))
+    monkeypatch.delenv(checking.SWITCH, raising=False)
+    monkeypatch.setattr(learner, "_unkept", {})
+    return tmp_path / "home"
+
+
+def right(student, teacher, T):
+    log_p, log_q = F.log_softmax(teacher / T, -1), F.log_softmax(student / T, -1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+# --- functions that misbehave ---------------------------------------------------------------------
+
+
+def loops_for_ever(student, teacher, T):
+    end = time.monotonic() + 4  # for ever, as far as the check can know
+    while time.monotonic() < end:
+        with contextlib.suppress(BaseException):
+            time.sleep(0.001)
+
+
+def endless(student, teacher, T):
+    while True:
+        pass
+
+
+def prints_for_ever(student, teacher, T):
+    while True:
+        print("again")
+
+
+def sleeps(student, teacher, T):
+    time.sleep(4)
+
+
+def calls_itself(student, teacher, T):
+    return calls_itself(student, teacher, T)
+
+
+def changes(student, teacher, T):
+    student.div_(T)
+    teacher.div_(T)
+    return right(student, teacher, 1.0)
+
+
+def raises(student, teacher, T):
+    scaled = student / T
+    return scaled[99]
+
+
+def leaves(student, teacher, T):
+    sys.exit(3)
+
+
+def prints(student, teacher, T):
+    print("shape", tuple(student.shape))
+    return right(student, teacher, T)
+
+
+MISBEHAVE = {
+    endless: "not done after 1.5 seconds, and was stopped",
+    prints_for_ever: "again ⏎ again",
+    calls_itself: "calls itself without an end",
+    changes: "changes its argument `student_logits` in place",
+    raises: "line 3 of your function raised IndexError: index 99 is out of bounds",
+    leaves: "SystemExit: 3",
+}
+RETURN = {
+    "Is the `return` missing?": None,
+    "returns a dict; expected a tensor of shape (2, 3)": {"loss": 1},
+    "returns a str; expected a tensor": "0.5",
+    "returns a Linear; expected a tensor": torch.nn.Linear(1, 1),
+    "has shape (); expected (2, 3)": 0.5,
+    "has shape (1, 6); expected (2, 3)": torch.zeros(1, 6),
+    "returns a tuple; expected a tensor": (torch.zeros(2, 3), 1.0),
+}
+
+
+@pytest.mark.parametrize("function", MISBEHAVE, ids=lambda function: function.__name__)
+def test_a_function_that_misbehaves_gets_its_own_answer(function):
+    verdict = judge(KL, function)
+    assert verdict.state == "not yet" and verdict.mistake is None
+    assert MISBEHAVE[function] in str(verdict)
+
+
+@pytest.mark.parametrize("sentence", RETURN)
+def test_a_result_of_the_wrong_kind_is_named(sentence):
+    verdict = judge(KL, lambda student, teacher, T: RETURN[sentence])
+    assert verdict.state == "not yet" and sentence in str(verdict)
+
+
+def test_nan_and_half_precision_are_named():
+    broken = judge(KL, lambda s, t, T: right(s, t, T) * float("nan"))
+    assert "NaN or infinite values where the target is finite" in str(broken)
+    half = judge(KL, lambda s, t, T: right(s, t, T).half())
+    assert "torch.float16, which keeps three digits" in str(half)
+
+
+def test_a_loop_that_catches_everything_is_stopped_or_said_to_go_on():
+    before = threading.active_count()
+    verdict = judge(KL, loops_for_ever)
+    assert "not done after 1.5 seconds" in str(verdict)
+    assert "Restart the kernel" in str(verdict) and threading.active_count() <= before + 1
+
+
+def test_what_cannot_be_stopped_is_said_and_the_notebook_goes_on():
+    start = time.perf_counter()
+    verdict = judge(KL, sleeps)
+    assert time.perf_counter() - start < 3.5
+    assert "cannot be stopped from here. Restart the kernel" in str(verdict)
+
+
+def test_a_check_works_outside_the_main_thread():
+    said = []
+    thread = threading.Thread(target=lambda: said.append(judge(KL, endless)))
+    thread.start()
+    thread.join()
+    assert "was stopped" in str(said[0])
+
+
+def test_what_a_right_function_prints_is_held_back_and_told(capsys):
+    verdict = judge(KL, prints)
+    assert verdict.state == "done" and "printed this" in str(verdict)
+    assert "shape (2, 3, 5)" in str(verdict) and capsys.readouterr().out == ""
+    run = observe(prints_for_ever, [Case("x", (1, 2, 3))], seconds=0.1)
+    assert len(run.printed) <= MOST_PRINTED and run.late
+
+
+def test_a_wrong_number_of_arguments_is_told():
+    verdict = judge(KL, lambda student: student)
+    assert "cannot be called with the arguments student_logits, teacher_logits, t" in str(verdict)
+
+
+def test_the_function_itself_is_asked_for():
+    verdict = judge(KL, torch.zeros(2, 3))
+    assert verdict.state == "not yet" and "without calling it" in str(verdict)
+
+
+@pytest.mark.parametrize(
+    "answer", ["both", ["both"], ["both", "one", "one"], 3, print, None, {"a": 1}, [["both"]]]
+)
+def test_an_answer_of_the_wrong_form_is_told_what_is_asked(answer):
+    verdict = judge(exercise("2.5"), answer)
+    assert verdict.state == "not yet" and "'one', 'between', 'both' once" in str(verdict)
+
+
+def stub(student, teacher, T):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("answer", [..., stub, lambda student, teacher, T: ...])
+def test_not_started(answer):
+    verdict = judge(KL, answer)
+    assert verdict.state == "not started" and 'hint("2.2")' in str(verdict)
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [[1.0, 2.0], [3.0, 4.0]],
+        np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32),
+        torch.tensor([[1, 2], [3, 4]]),
+        [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])],
+    ],
+)
+def test_the_same_numbers_are_the_same_in_any_form(value):
+    assert same(normal(value), torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double(), 1e-4)
+
+
+def test_what_differs():
+    assert normal(" Both ") == "both"
+    assert not same(normal(1.0), normal([1.0]), 1e-4)
+    assert not same(normal([1.0, 2.0]), normal([1.0, 2.001]), 1e-4)
+    assert same(normal([1.0, float("inf")]), normal([1.00001, float("inf")]), 1e-4)
+    assert not same(normal("a"), normal(1.0), 1e-4)
+    assert same(normal(["a", "b"]), normal(("A", "b")), 1e-4)
+    for value in (None, {}, object(), torch.tensor(1j)):
+        with pytest.raises(Incomparable):
+            normal(value)
+
+
+# --- check, hint, solution ------------------------------------------------------------------------
+
+
+def kept(home):
+    return json.loads((home / "progress.json").read_text())
+
+
+def test_a_check_prints_and_is_kept(capsys, home):
+    check("2.2", stub)
+    check("2.2", lambda s, t, T: right(t, s, T))
+    assert kept(home)["exercises"]["2.2"] == {
+        "state": "not yet",
+        "checks": 1,
+        "hints": 0,
+        "solution_asked": 0,
+    }
+    check("2.2", right)
+    check("2.2", stub)
+    assert kept(home)["exercises"]["2.2"]["state"] == "done"
+    said = capsys.readouterr().out
+    assert said.index("Not started") < said.index("You computed KL(q‖p)") < said.index("Done")
+    assert "yours" in said and "target" in said and "✗" in said
+
+
+def test_under_tests_a_check_that_fails_raises(monkeypatch, capsys):
+    monkeypatch.setenv(checking.SWITCH, "raise")
+    check("2.2", right)
+    with pytest.raises(checking.NotDone, match="Not started"):
+        check("2.2", stub)
+
+
+def test_an_unknown_number_is_told_and_nothing_raised(capsys):
+    for function in (lambda n: check(n, 1), hint, solution, reset):
+        function("9.9")
+        assert "no exercise '9.9': there are" in capsys.readouterr().out
+
+
+def test_hints_come_one_at_a_time_and_the_solution_last(capsys):
+    count = len(KL.hints)
+    for number in range(1, count + 1):
+        hint("2.2")
+        assert f"Hint {number} of {count}: {KL.hints[number - 1]}" in capsys.readouterr().out
+    hint("2.2")
+    assert "That was the last hint" in capsys.readouterr().out
+    solution("2.2")
+    said = capsys.readouterr().out
+    assert "def token_kl" in said and "SOLUTION" not in said
+
+
+def test_a_solution_is_shown_at_once_only_when_hints_are_read(capsys):
+    hint("2.3")
+    capsys.readouterr()
+    solution("2.3")
+    said = capsys.readouterr().out
+    assert "2 hints are unread" in said and "def " not in said
+    solution("2.3")
+    assert "def kd_loss" in capsys.readouterr().out
+
+
+def test_a_verdict_in_html_is_escaped_and_has_a_picture():
+    verdict = judge(KL, lambda s, t, T: right(s, t, T) + 1)
+    html = verdict._repr_html_()
+    assert html.count("<table>") == 3 and "✗" in html and "<script" not in html
+    broken = judge(KL, lambda s, t, T: {}["<script>"])
+    assert "&lt;script&gt;" in broken._repr_html_() and "<script" not in broken._repr_html_()
+
+
+def test_a_large_tensor_is_cut():
+    wide = Exercise(
+        *("9.1", "Wide", "write", 1, 1, ("a", "b")),
+        oracle=lambda x: [[0.0] * 20 for _ in range(30)],
+        mutants=(),
+        cases=lambda draw: [Case("x", (torch.zeros(30, 20),))],
+    )
+    said = str(judge(wide, lambda x: x + 1))
+    assert "the first 6 × 7 of (30, 20)" in said and len(said.splitlines()) < 20
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+def test_progress_is_drawn(capsys):
+    check("2.2", right)
+    hint("2.3")
+    quiz("04", "bcabb")
+    capsys.readouterr()
+    progress()
+    said = capsys.readouterr().out
+    assert f"1 of {len(all_exercises())} exercises done" in said
+    assert f"●   2.2  {KL.title}" in said and "1 hint" in said and "04: quiz 4/5" in said
+    reset("2.2")
+    reset()
+    capsys.readouterr()
+    progress()
+    assert "0 of" in capsys.readouterr().out
+
+
+def test_progress_on_the_command_line(home):
+    command = [sys.executable, "-m", "distillkit.cli", "progress"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "exercises done" in done.stdout and str(home) in done.stdout
+
+
+DAMAGED = [
+    "",
+    "not json",
+    "[]",
+    "{}",
+    '{"format": "another program"}',
+    '{"format": "distillkit progress 1", "exercises": {"2.2": {"mood": 1}}, "quizzes": {}}',
+    '{"format": "distillkit progress 1", "exercises": {"2.2": 3}, "quizzes": {}}',
+    '{"format": "distillkit progress 1", "exercises": {"2.2": {"checks": "x"}}, "quizzes": {}}',
+    '{"format": "distillkit progress 1", "exercises": {}, "quizzes": {"04": "x"}}',
+    "[" * 100_000,
+    "\x00\x01",
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_or_foreign_file_is_set_aside(content, home, capsys):
+    home.mkdir()
+    (home / "progress.json").write_text(content)
+    hint("2.2")
+    said = capsys.readouterr().out
+    assert "could not be read" in said and "Hint 1" in said
+    assert (home / "progress.damaged-1.json").read_text() == content
+    assert kept(home)["exercises"]["2.2"]["hints"] == 1
+
+
+def test_two_damaged_files_are_both_kept(home, capsys):
+    home.mkdir()
+    for content in ("one", "two"):
+        (home / "progress.json").write_text(content)
+        hint("2.2")
+    assert {path.read_text() for path in home.glob("progress.damaged-*")} == {"one", "two"}
+
+
+def test_bytes_that_are_no_text_are_set_aside(home, capsys):
+    home.mkdir()
+    (home / "progress.json").write_bytes(b"\xff\xfe\xfa")
+    hint("2.2")
+    assert (home / "progress.damaged-1.json").read_bytes() == b"\xff\xfe\xfa"
+
+
+@pytest.mark.parametrize("why", ["a file in its place", "no right to write"])
+def test_where_nothing_can_be_written_the_session_remembers(why, home, capsys, monkeypatch):
+    if why == "a file in its place":
+        home.write_text("no folder")
+    else:
+        home.mkdir()
+
+        def refuse(*_, **__):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(learner.os, "replace", refuse)
+    hint("2.2")
+    assert "cannot be written" in capsys.readouterr().out
+    hint("2.2")
+    said = capsys.readouterr().out
+    assert "cannot be written" not in said and "Hint 2" in said
+
+
+def test_a_file_appears_whole(home, monkeypatch):
+    hint("2.2")
+    before = (home / "progress.json").read_text()
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(learner.os, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        hint("2.2")
+    assert (home / "progress.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "place"),
+    [
+        ("linux", {"XDG_DATA_HOME": "/x"}, "/x/distillkit/progress.json"),
+        ("linux", {"XDG_DATA_HOME": ""}, ".local/share/distillkit/progress.json"),
+        ("darwin", {}, "Library/Application Support/distillkit/progress.json"),
+        ("win32", {"LOCALAPPDATA": "/y"}, "/y/distillkit/progress.json"),
+        ("win32", {"LOCALAPPDATA": ""}, "AppData/Local/distillkit/progress.json"),
+    ],
+)
+def test_the_platforms_own_folder(platform, variables, place, monkeypatch):
+    monkeypatch.delenv(learner.HOME)
+    monkeypatch.setattr(learner.sys, "platform", platform)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert learner.path().as_posix().endswith(place)
+
+
+# --- quizzes --------------------------------------------------------------------------------------
+
+QUIZZES = quiz_room.quizzes()
+
+
+@pytest.mark.parametrize("chapter", QUIZZES)
+def test_a_quiz_has_five_questions_and_one_right_choice_each(chapter):
+    questions = QUIZZES[chapter]
+    assert len(questions) == 5
+    for each in questions:
+        assert sum(choice.right for choice in each.choices) == 1, each.ask
+        assert len(each.choices) >= 3 and all(c.text and c.why for c in each.choices)
+        text = " ".join([each.ask, *(c.text + c.why for c in each.choices)])
+        assert "$" not in text and "<" not in text  # formulas in Unicode: every viewer shows them
+    assert len({each.letter for each in questions}) > 1
+
+
+def test_a_quiz_is_shown_folded(monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr(quiz_room, "show", shown.append)
+    quiz("04")
+    html = shown[0]._repr_html_()
+    assert (
+        html.count("<details>")
+        == html.count("</details>")
+        == sum(len(each.choices) for each in QUIZZES["04"])
+    )
+    assert "<code>alpha=0</code>" in html and "Right" not in str(shown[0])
+
+
+def test_a_quiz_is_marked(capsys, home):
+    letters = "".join(each.letter for each in QUIZZES["04"])
+    quiz("04", letters)
+    assert "5 of 5 right" in capsys.readouterr().out
+    quiz("04", "a" * 5)
+    said = capsys.readouterr().out
+    right = letters.count("a")
+    assert f"{right} of 5 right" in said and said.count("✗") == 5 - right
+    assert kept(home)["quizzes"] == {"04": 5}
+
+
+@pytest.mark.parametrize("answers", ["abc", "abcde", "aaaaaa", "?????"])
+def test_answers_that_do_not_fit_are_asked_for_again(answers, capsys, home):
+    quiz("04", answers)
+    assert "Give 5 letters" in capsys.readouterr().out
+    assert not (home / "progress.json").exists()
+
+
+def test_an_unknown_quiz_is_told(capsys):
+    quiz("99")
+    assert "no quiz '99': there are 00" in capsys.readouterr().out
+
+
+def test_the_course_is_imported_without_torch():
+    code = "import sys, distillkit.course; print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
