@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
-    NullFormatter,
+    LogLocator,
     NullLocator,
     PercentFormatter,
 )
@@ -466,8 +466,9 @@ def throughput_plot(
     )
     _size_axis(axes, size)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.legend(loc="upper left")
     return figure
 
