@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from distillkit.arithmetic import kv_cache_bytes, parameters, parameters_by_part
 from distillkit.course.exercises.definition import Case, Exercise, Mutant
 from distillkit.course.exercises.drawing import Draw
 
@@ -81,6 +82,7 @@ def _counted(
 
 PARAMETERS = Exercise(
     number="1.1",
+    library=(parameters, parameters_by_part),
     title="How many parameters?",
     kind="write",
     minutes=15,
@@ -207,6 +209,7 @@ def _usual(s: _Sizes, **instead: int) -> int:
 
 KV_CACHE = Exercise(
     number="1.2",
+    library=(kv_cache_bytes,),
     title="How large is the KV cache?",
     kind="write",
     minutes=10,

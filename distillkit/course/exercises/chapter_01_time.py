@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from distillkit.arithmetic import decode_bytes, step_seconds
 from distillkit.course.exercises.definition import Case, Exercise, Mutant
 from distillkit.course.exercises.drawing import Draw
 
@@ -61,6 +62,7 @@ def _step(
 
 STEP = Exercise(
     number="1.3",
+    library=(step_seconds, decode_bytes),
     title="How long is one step of decoding?",
     kind="write",
     minutes=10,
