@@ -102,6 +102,14 @@ MEND_LOSS = Exercise(
             "ms-swift PR#8436, where the mask was left unshifted",
         ),
         Mutant(
+            "shifted the wrong way",
+            _mended(_NEXT, _HERE),
+            "Mask and denominator are mended, but the shift goes the wrong way: `kl[:, 1:]` with "
+            "`labels[:, :-1]` holds the logits at s against the token at s - 1, which they have "
+            "already read. They are about the token at s + 1.",
+            "a reader",
+        ),
+        Mutant(
             "prompts counted",
             _mended(prompts=True),
             "Shift and denominator are mended. One fault is left: the attention mask lets the "
