@@ -83,6 +83,13 @@ def _mixed_wrong_way(student: Tensor, teacher: Tensor, beta: float, temperature:
     return beta * between(log_p, log_m) + (1 - beta) * between(log_q, log_m)
 
 
+def _in_probabilities(student: Tensor, teacher: Tensor, beta: float, temperature: float) -> Tensor:
+    p, q = (teacher / temperature).softmax(-1), (student / temperature).softmax(-1)
+    log_m = (beta * p + (1 - beta) * q).log()
+    from_p, from_q = (p * (p.log() - log_m)).sum(-1), (q * (q.log() - log_m)).sum(-1)
+    return beta * from_p + (1 - beta) * from_q
+
+
 def _added_as_numbers(share_p: Tensor, share_q: Tensor) -> Tensor:
     return (share_p.exp() + share_q.exp()).log()
 
@@ -171,9 +178,17 @@ JSD = Exercise(
         Mutant(
             "the bare formula",
             _jsd(ends=False, mixed=_added_as_numbers),
-            "That is the formula of the middle, in probabilities, for every β. Two things are "
-            "missing: at β = 0 and β = 1 it gives 0, so the ends need branches of their own; and "
-            "where p and q are both 0 it gives NaN, so mix with `torch.logaddexp`.",
+            "That is the formula of the middle for every β. Two things are missing: at β = 0 and "
+            "β = 1 it gives 0, so the ends need branches of their own; and where p and q are both "
+            "0 it gives NaN, so mix with `torch.logaddexp`.",
+            "a reader",
+        ),
+        Mutant(
+            "the bare formula in probabilities",
+            _in_probabilities,
+            "That is the formula of the middle for every β, from softmax. At β = 0 and β = 1 it "
+            "gives 0, so the ends need branches of their own; and where p or q comes out as 0 it "
+            "gives NaN, so stay with `log_softmax` and mix with `torch.logaddexp`.",
             "a reader",
         ),
     ),

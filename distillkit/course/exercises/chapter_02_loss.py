@@ -139,14 +139,16 @@ def _masked_content_is_nothing(loss: Function, draw: Draw) -> bool:
 
 def _nothing_valid_is_zero(loss: Function, draw: Draw) -> bool:
     student, teacher, labels = _batch(draw)
-    return float(loss(student, teacher, torch.full_like(labels, IGNORED), 0.5, 2.0)) == 0.0
+    value = loss(student, teacher, torch.full_like(labels, IGNORED), 0.5, 2.0)
+    return bool(torch.as_tensor(value).detach() == 0)
 
 
 def _nothing_valid_keeps_the_path(loss: Function, draw: Draw) -> bool:
     student, teacher, labels = _batch(draw)
     nothing = torch.full_like(labels, IGNORED)
-    loss(student.requires_grad_(), teacher, nothing, 0.5, 2.0).backward()
-    return student.grad is not None and not student.grad.any()
+    value = loss(student.requires_grad_(), teacher, nothing, 0.5, 2.0)
+    value.backward()  # of NaN too, and that leads nowhere
+    return student.grad is not None and not student.grad.any() and bool(value.isfinite())
 
 
 WHOLE_LOSS = Exercise(

@@ -138,6 +138,14 @@ MEND_LOSS = Exercise(
             f"{_PROMPTS}; {_BY_ALL}",
         ),
         Mutant(
+            "only shifted, and the wrong way",
+            _mended(_NEXT, _HERE, prompts=True, by_all=True),
+            "You shift, but the wrong way: the logits at s are about the token at s + 1, so it is "
+            "the logits that lose their last position and the mask that loses its first. The two "
+            "other faults are still there.",
+            f"a reader; {_PROMPTS}; {_BY_ALL}",
+        ),
+        Mutant(
             "only the denominator mended",
             _mended(_ALL, _ALL, prompts=True),
             "The denominator is mended. Two faults are left: nothing is shifted, and the mask "

@@ -49,11 +49,6 @@ def _entropy_by_log_of_softmax(logits: Tensor, temperature: float) -> Tensor:
     return -(p * p.log()).sum(-1)
 
 
-def _entropy_with_epsilon(logits: Tensor, temperature: float) -> Tensor:
-    p = (logits / temperature).softmax(-1)
-    return -(p * (p + 1e-8).log()).sum(-1)
-
-
 def _entropy_mean(logits: Tensor, temperature: float) -> Tensor:
     return _entropy(logits, temperature) / logits.shape[-1]
 
@@ -135,6 +130,13 @@ ENTROPY = Exercise(
             lambda logits, temperature: _entropy(logits, temperature) / math.log(2),
             "Your entropy is in bits: too large by 1/log 2 = 1.44. The natural logarithm gives "
             "nats, which is what every loss of this course is in.",
+            "a reader",
+        ),
+        Mutant(
+            "log2 of softmax",
+            lambda logits, T: _entropy_by_log_of_softmax(logits, T) / math.log(2),
+            "Two things: log2 gives bits, not nats; and the logarithm of a softmax that came out "
+            "as 0 is -inf, which makes NaN. `log_softmax` mends both.",
             "a reader",
         ),
     ),
@@ -265,6 +267,13 @@ GRADIENT = Exercise(
             lambda student, teacher, temperature: _scaled(1)(teacher, student, temperature),
             "The sign is wrong: (p - q) · T is the way *down*, the step that an optimizer takes. "
             "The gradient points up, away from the teacher: q - p.",
+            "a reader",
+        ),
+        Mutant(
+            "the sign and the factor",
+            lambda student, teacher, temperature: _scaled(0)(teacher, student, temperature),
+            "p - q has the wrong sign, since the gradient points up, away from the teacher; and "
+            "the factor T is missing, which is what T² leaves of the softmax's 1/T.",
             "a reader",
         ),
         Mutant(

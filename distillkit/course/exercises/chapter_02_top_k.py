@@ -87,6 +87,14 @@ def _top_of_the_student(student: Tensor, teacher: Tensor, k: int, temperature: f
     return between(log_p, log_q) + rest_p.exp() * (rest_p - rest_q)
 
 
+def _top_of_the_student_by_subtraction(
+    student: Tensor, teacher: Tensor, k: int, T: float
+) -> Tensor:
+    log_p, log_q, *_ = _kept(student, teacher, k, T, by_student=True)
+    rest_p, rest_q = (1 - x.exp().sum(-1) for x in (log_p, log_q))
+    return between(log_p, log_q) + rest_p * (rest_p.log() - rest_q.log())
+
+
 def _pulls_on_the_rest(top: Function, draw: Draw) -> bool:
     student, teacher = draw.logits(1, 2, 8), draw.logits(1, 2, 8)
     top(student.requires_grad_(), teacher, 2, 1.0).sum().backward()
@@ -154,6 +162,14 @@ TOP_K = Exercise(
             _top_of_the_student,
             "You kept the *student's* likeliest tokens. The teacher chooses: its logits are what "
             "is on disk, and its favourites are what the student must learn, known or not.",
+            "a reader",
+        ),
+        Mutant(
+            "the student's best tokens, the rest by subtraction",
+            _top_of_the_student_by_subtraction,
+            "You kept the likeliest tokens of the *student*, and the choice is the teacher's. "
+            "After that: 1 - Σ is exactly 0 where the kept tokens have everything, and its "
+            "logarithm is -inf, so take the rest with `logsumexp`.",
             "a reader",
         ),
     ),
