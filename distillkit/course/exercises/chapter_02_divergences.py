@@ -1,4 +1,4 @@
-"""Exercises of chapter 02, the loss: between the two KLs, and a teacher's best tokens."""
+"""Exercises of chapter 02, the loss: between the two KLs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distillkit import losses
 from distillkit.course.exercises import loops
 from distillkit.course.exercises.definition import Case, Exercise, Mutant, Property
 from distillkit.course.exercises.drawing import Draw
-from distillkit.course.exercises.losses_by_hand import Function, kl, log_probs
+from distillkit.course.exercises.losses_by_hand import Function, between, log_probs
 
 # 2.7 · the generalised Jensen-Shannon divergence -------------------------------------------------
 
@@ -52,22 +52,25 @@ def _jsd_oracle(
     return loops.per_token(one, student_logits, teacher_logits)
 
 
-def _between(log_a: Tensor, log_b: Tensor) -> Tensor:
-    return (log_a.exp() * (log_a - log_b)).sum(-1)
-
-
-def _jsd(*, ends: bool = True, turned: bool = False, mixed: Function = torch.logaddexp) -> Function:
+def _jsd(
+    *,
+    ends: bool = True,
+    swapped: bool = False,
+    turned: bool = False,
+    mixed: Function = torch.logaddexp,
+) -> Function:
     """The divergence with one part wrong; `mixed` adds two shares that come as logarithms."""
 
     def divergence(student: Tensor, teacher: Tensor, beta: float, temperature: float) -> Tensor:
         log_p, log_q = log_probs(student, teacher, temperature)
         beta = 1 - beta if turned else beta
         if ends and beta in (0, 1):
-            return _between(log_q, log_p) if beta else _between(log_p, log_q)
+            reverse = (beta == 1) != swapped
+            return between(log_q, log_p) if reverse else between(log_p, log_q)
         share_p = log_p + (math.log(beta) if beta else -math.inf)
         share_q = log_q + (math.log(1 - beta) if beta < 1 else -math.inf)
         log_m = mixed(share_p, share_q)
-        return beta * _between(log_p, log_m) + (1 - beta) * _between(log_q, log_m)
+        return beta * between(log_p, log_m) + (1 - beta) * between(log_q, log_m)
 
     return divergence
 
@@ -75,9 +78,16 @@ def _jsd(*, ends: bool = True, turned: bool = False, mixed: Function = torch.log
 def _mixed_wrong_way(student: Tensor, teacher: Tensor, beta: float, temperature: float) -> Tensor:
     log_p, log_q = log_probs(student, teacher, temperature)
     if beta in (0, 1):
-        return _between(log_q, log_p) if beta else _between(log_p, log_q)
+        return between(log_q, log_p) if beta else between(log_p, log_q)
     log_m = torch.logaddexp(log_p + math.log(1 - beta), log_q + math.log(beta))
-    return beta * _between(log_p, log_m) + (1 - beta) * _between(log_q, log_m)
+    return beta * between(log_p, log_m) + (1 - beta) * between(log_q, log_m)
+
+
+def _in_probabilities(student: Tensor, teacher: Tensor, beta: float, temperature: float) -> Tensor:
+    p, q = (teacher / temperature).softmax(-1), (student / temperature).softmax(-1)
+    log_m = (beta * p + (1 - beta) * q).log()
+    from_p, from_q = (p * (p.log() - log_m)).sum(-1), (q * (q.log() - log_m)).sum(-1)
+    return beta * from_p + (1 - beta) * from_q
 
 
 def _added_as_numbers(share_p: Tensor, share_q: Tensor) -> Tensor:
@@ -158,139 +168,30 @@ JSD = Exercise(
             "You took the mean over the vocabulary: too small by the factor V.",
             "haitongli/knowledge-distillation-pytorch#2 and #48, on the KL",
         ),
-    ),
-)
-
-# 2.8 · the best tokens and the rest --------------------------------------------------------------
-
-
-def _top_cases(draw: Draw) -> list[Case]:
-    cases = []
-    for (b, s, v), k, t in (
-        ((2, 3, 8), 3, 2.0),
-        ((3, 2, 6), 2, 1.0),
-        ((1, 4, 9), 5, 0.7),
-        ((2, 2, 5), 1, 3.0),
-    ):
-        drawn = (draw.logits(b, s, v), draw.logits(b, s, v), k, t)
-        cases.append(Case(f"B={b}, S={s}, V={v}, K={k}, T={t}", drawn))
-    student, teacher = draw.logits(2, 2, 7), draw.logits(2, 2, 7)
-    student[0, 1, 2] = 80.0
-    doubles = [draw.logits(2, 3, 6, dtype=torch.float64) for _ in range(2)]
-    return [
-        *cases,
-        Case("a huge logit, K=3", (student, teacher, 3, 2.0)),
-        Case("float64, K=4", (*doubles, 4, 1.5)),
-    ]
-
-
-def _top_oracle(
-    student_logits: list[Any], teacher_logits: list[Any], k: int, temperature: float
-) -> list[list[float]]:
-    def one(student: loops.Row, teacher: loops.Row) -> float:
-        p, log_p = loops.softmax(teacher, temperature), loops.log_softmax(teacher, temperature)
-        log_q = loops.log_softmax(student, temperature)
-        kept = sorted(range(len(p)), key=lambda v: -p[v])[:k]
-        total, rest_p, rest_q = 0.0, 0.0, 0.0
-        for v in range(len(p)):
-            if v in kept:
-                total += p[v] * (log_p[v] - log_q[v])
-            else:
-                rest_p += p[v]
-                rest_q += math.exp(log_q[v])
-        return total + rest_p * math.log(rest_p / rest_q)
-
-    return loops.per_token(one, student_logits, teacher_logits)
-
-
-def _kept(student: Tensor, teacher: Tensor, k: int, temperature: float) -> tuple[Tensor, ...]:
-    """log p and log q of the kept tokens, and the logarithms of the two rests."""
-    log_p, log_q = log_probs(student, teacher, temperature)
-    at = log_p.topk(k, -1).indices
-    rests = [x.scatter(-1, at, -math.inf).logsumexp(-1) for x in (log_p, log_q)]
-    return log_p.gather(-1, at), log_q.gather(-1, at), *rests
-
-
-def _top_without_rest(student: Tensor, teacher: Tensor, k: int, temperature: float) -> Tensor:
-    log_p, log_q, *_ = _kept(student, teacher, k, temperature)
-    return _between(log_p, log_q)
-
-
-def _top_teacher_renormalised(student: Tensor, teacher: Tensor, k: int, T: float) -> Tensor:
-    log_p, log_q, *_ = _kept(student, teacher, k, T)
-    return _between(log_p - log_p.logsumexp(-1, keepdim=True), log_q)
-
-
-def _top_both_renormalised(student: Tensor, teacher: Tensor, k: int, T: float) -> Tensor:
-    log_p, log_q, *_ = _kept(student, teacher, k, T)
-    return _between(
-        log_p - log_p.logsumexp(-1, keepdim=True), log_q - log_q.logsumexp(-1, keepdim=True)
-    )
-
-
-def _pulls_on_the_rest(top: Function, draw: Draw) -> bool:
-    student, teacher = draw.logits(1, 2, 8), draw.logits(1, 2, 8)
-    top(student.requires_grad_(), teacher, 2, 1.0).sum().backward()
-    return student.grad is not None and bool((student.grad != 0).all())
-
-
-def _at_most_the_whole(top: Function, draw: Draw) -> bool:
-    student, teacher = draw.logits(3, 4, 8), draw.logits(3, 4, 8)
-    return bool((top(student, teacher, 3, 2.0) <= kl(student, teacher, 2.0) + 1e-5).all())
-
-
-TOP_K = Exercise(
-    number="2.8",
-    title="The teacher's best tokens, and the rest",
-    kind="write",
-    minutes=20,
-    difficulty=4,
-    hints=(
-        "Take log_softmax over the *whole* vocabulary first, for both. Then `topk` of the teacher "
-        "says which K tokens are kept, and `gather` takes the same ones from the student.",
-        "The rest is one more token: its probability is 1 minus the sum of those kept, for the "
-        "teacher and for the student, and it adds r_p · (log r_p - log r_q).",
-        "Exact where the kept tokens have nearly everything: put -inf at the kept places "
-        "(`scatter`) and take `logsumexp` of what is left.",
-    ),
-    cases=_top_cases,
-    oracle=_top_oracle,
-    properties=(
-        Property(
-            "the rest learns",
-            _pulls_on_the_rest,
-            "The values are right, but the tokens that are not kept get no gradient.",
-        ),
-        Property(
-            "at most the whole KL",
-            _at_most_the_whole,
-            "To put tokens together can only lose information, so the value must not exceed the KL "
-            "over the whole vocabulary.",
-        ),
-    ),
-    mutants=(
         Mutant(
-            "no rest",
-            _top_without_rest,
-            "The rest is missing: you sum over the K tokens alone, and that can even be negative.",
-            "verl#7856, where the sum was negative whenever the student gave these tokens more",
+            "ends swapped",
+            _jsd(swapped=True),
+            "Between the ends you are right, and the ends are swapped: β = 0 is the forward "
+            "KL(p‖q), with the teacher as weights, and β = 1 the reverse KL(q‖p).",
+            "a reader",
         ),
         Mutant(
-            "teacher renormalised",
-            _top_teacher_renormalised,
-            "You made the teacher's K probabilities sum to 1. The student is then best with "
-            "100 % on these K tokens, which the teacher does not.",
-            "ms-swift and others; verl PR#5041",
+            "the bare formula",
+            _jsd(ends=False, mixed=_added_as_numbers),
+            "That is the formula of the middle for every β. Two things are missing: at β = 0 and "
+            "β = 1 it gives 0, so the ends need branches of their own; and where p and q are both "
+            "0 it gives NaN, so mix with `torch.logaddexp`.",
+            "a reader",
         ),
         Mutant(
-            "both renormalised",
-            _top_both_renormalised,
-            "You made both sum to 1 over the K tokens. Then nothing tells the student how much to "
-            "leave for the others: they get no gradient at all (a mass that should have been 0.72 "
-            "stayed at 0.02).",
-            "slime#1068",
+            "the bare formula in probabilities",
+            _in_probabilities,
+            "That is the formula of the middle for every β, from softmax. At β = 0 and β = 1 it "
+            "gives 0, so the ends need branches of their own; and where p or q comes out as 0 it "
+            "gives NaN, so stay with `log_softmax` and mix with `torch.logaddexp`.",
+            "a reader",
         ),
     ),
 )
 
-EXERCISES = (JSD, TOP_K)
+EXERCISES = (JSD,)

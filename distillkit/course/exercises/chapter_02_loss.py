@@ -62,6 +62,7 @@ def _loss_with(
     soft: Function = kl,
     hard: Function = nll,
     power: int = 2,
+    hard_power: int = 0,
     hard_temperature: bool = False,
     reduce_soft: Function = lambda x, m: (x * m).sum() / m.sum().clamp(min=1),
     reduce_hard: Function = lambda x, m: (x * m).sum() / m.sum().clamp(min=1),
@@ -75,6 +76,7 @@ def _loss_with(
         softened = student / temperature if hard_temperature else student
         soft_term = reduce_soft(soft(student, teacher, temperature), mask)
         hard_term = reduce_hard(hard(softened, labels), mask)
+        hard_term = temperature**hard_power * hard_term
         return alpha * temperature**power * soft_term + (1 - alpha) * hard_term
 
     return loss
@@ -90,6 +92,15 @@ def _by_rows(values: Tensor, mask: Tensor) -> Tensor:
 
 def _twice(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1) ** 2
+
+
+def _leaving_at_once(
+    student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, temperature: float
+) -> Tensor:
+    if (labels == IGNORED).all():
+        return torch.tensor(0.0)
+    loss: Tensor = _loss_with()(student, teacher, labels, alpha, temperature)
+    return loss
 
 
 def _unclamped(values: Tensor, mask: Tensor) -> Tensor:
@@ -128,10 +139,16 @@ def _masked_content_is_nothing(loss: Function, draw: Draw) -> bool:
 
 def _nothing_valid_is_zero(loss: Function, draw: Draw) -> bool:
     student, teacher, labels = _batch(draw)
-    labels[:] = IGNORED
-    value = loss(student.requires_grad_(), teacher, labels, 0.5, 2.0)
-    value.backward()
-    return value.item() == 0.0 and student.grad is not None and not student.grad.any()
+    value = loss(student, teacher, torch.full_like(labels, IGNORED), 0.5, 2.0)
+    return bool(torch.as_tensor(value).detach() == 0)
+
+
+def _nothing_valid_keeps_the_path(loss: Function, draw: Draw) -> bool:
+    student, teacher, labels = _batch(draw)
+    nothing = torch.full_like(labels, IGNORED)
+    value = loss(student.requires_grad_(), teacher, nothing, 0.5, 2.0)
+    value.backward()  # of NaN too, and that leads nowhere
+    return student.grad is not None and not student.grad.any() and bool(value.isfinite())
 
 
 WHOLE_LOSS = Exercise(
@@ -171,7 +188,13 @@ WHOLE_LOSS = Exercise(
         Property(
             "zero where nothing is valid",
             _nothing_valid_is_zero,
-            "A batch in which every label is -100 must give 0, with a gradient of 0.",
+            "A batch in which every label is -100 must give 0.",
+        ),
+        Property(
+            "a path where nothing is valid",
+            _nothing_valid_keeps_the_path,
+            "A batch in which every label is -100 must still let `backward()` through to the "
+            "student's logits, with a gradient of 0.",
         ),
     ),
     mutants=(
@@ -250,6 +273,21 @@ WHOLE_LOSS = Exercise(
             "All values are right, until a batch comes in which no label is valid: the mean of "
             "nothing is NaN, and one NaN ruins every weight. Clamp the denominator to 1.",
             "LMOps#38, a row with nothing to learn",
+        ),
+        Mutant(
+            "no path where nothing is valid",
+            _leaving_at_once,
+            "All values are right, until a batch comes in which no label is valid. It is 0, but "
+            "has no path to the logits: `backward()` fails. Leave out the early return, and clamp "
+            "the denominator to 1: the sum is 0 by itself, and the graph survives.",
+            "a reader",
+        ),
+        Mutant(
+            "T² on both terms",
+            _loss_with(hard_power=2),
+            "T² stands in front of everything. It belongs to the soft term alone, whose gradient "
+            "shrinks as 1/T²; the hard term is taken at T = 1 and needs no mending.",
+            "a reader",
         ),
     ),
 )

@@ -102,6 +102,14 @@ MEND_LOSS = Exercise(
             "ms-swift PR#8436, where the mask was left unshifted",
         ),
         Mutant(
+            "shifted the wrong way",
+            _mended(_NEXT, _HERE),
+            "Mask and denominator are mended, but the shift goes the wrong way: `kl[:, 1:]` with "
+            "`labels[:, :-1]` holds the logits at s against the token at s - 1, which they have "
+            "already read. They are about the token at s + 1.",
+            "a reader",
+        ),
+        Mutant(
             "prompts counted",
             _mended(prompts=True),
             "Shift and denominator are mended. One fault is left: the attention mask lets the "
@@ -128,6 +136,14 @@ MEND_LOSS = Exercise(
             "The shift is mended. Two faults are left: the mask lets the visitor's words in, and "
             "the sum is divided by all positions.",
             f"{_PROMPTS}; {_BY_ALL}",
+        ),
+        Mutant(
+            "only shifted, and the wrong way",
+            _mended(_NEXT, _HERE, prompts=True, by_all=True),
+            "You shift, but the wrong way: the logits at s are about the token at s + 1, so it is "
+            "the logits that lose their last position and the mask that loses its first. The two "
+            "other faults are still there.",
+            f"a reader; {_PROMPTS}; {_BY_ALL}",
         ),
         Mutant(
             "only the denominator mended",

@@ -49,11 +49,6 @@ def _entropy_by_log_of_softmax(logits: Tensor, temperature: float) -> Tensor:
     return -(p * p.log()).sum(-1)
 
 
-def _entropy_with_epsilon(logits: Tensor, temperature: float) -> Tensor:
-    p = (logits / temperature).softmax(-1)
-    return -(p * (p + 1e-8).log()).sum(-1)
-
-
 def _entropy_mean(logits: Tensor, temperature: float) -> Tensor:
     return _entropy(logits, temperature) / logits.shape[-1]
 
@@ -122,6 +117,27 @@ ENTROPY = Exercise(
             "These are the numbers of a softmax in bfloat16, which keeps three digits. Compute "
             "it in float32, whatever the logits come in.",
             "Liger's chunked JSD and TRL's GKD",
+        ),
+        Mutant(
+            "temperature forgotten",
+            lambda logits, temperature: _entropy(logits, 1.0),
+            "That is the entropy at T = 1, whatever the temperature: divide the logits by it "
+            "before the softmax.",
+            "a reader",
+        ),
+        Mutant(
+            "in bits",
+            lambda logits, temperature: _entropy(logits, temperature) / math.log(2),
+            "Your entropy is in bits: too large by 1/log 2 = 1.44. The natural logarithm gives "
+            "nats, which is what every loss of this course is in.",
+            "a reader",
+        ),
+        Mutant(
+            "log2 of softmax",
+            lambda logits, T: _entropy_by_log_of_softmax(logits, T) / math.log(2),
+            "Two things: log2 gives bits, not nats; and the logarithm of a softmax that came out "
+            "as 0 is -inf, which makes NaN. `log_softmax` mends both.",
+            "a reader",
         ),
     ),
 )
@@ -245,6 +261,34 @@ GRADIENT = Exercise(
             lambda student, teacher, temperature: torch.zeros_like(student),
             "Your gradient is 0 everywhere: the student's logits stand on both sides.",
             "labml#66, after a refactor",
+        ),
+        Mutant(
+            "the sign",
+            lambda student, teacher, temperature: _scaled(1)(teacher, student, temperature),
+            "The sign is wrong: (p - q) · T is the way *down*, the step that an optimizer takes. "
+            "The gradient points up, away from the teacher: q - p.",
+            "a reader",
+        ),
+        Mutant(
+            "the sign and the factor",
+            lambda student, teacher, temperature: _scaled(0)(teacher, student, temperature),
+            "p - q has the wrong sign, since the gradient points up, away from the teacher; and "
+            "the factor T is missing, which is what T² leaves of the softmax's 1/T.",
+            "a reader",
+        ),
+        Mutant(
+            "no factor at all",
+            _scaled(0),
+            "That is q - p, right but for a factor: the softmax at temperature T brings 1/T, the "
+            "loss has T², and one T is left.",
+            "a reader",
+        ),
+        Mutant(
+            "T² without the softmax's 1/T",
+            _scaled(2),
+            "That is T² · (q - p): too large by the factor T. The logits are divided by T, so the "
+            "chain rule brings 1/T, which takes one T away.",
+            "a reader",
         ),
     ),
 )

@@ -18,10 +18,14 @@ def log_probs(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Ten
     return F.log_softmax(teacher / temperature, -1), F.log_softmax(student / temperature, -1)
 
 
+def between(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p‖q) of each token, from logarithms."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
 def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """KL(p‖q) of each token."""
-    log_p, log_q = log_probs(student, teacher, temperature)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    return between(*log_probs(student, teacher, temperature))
 
 
 def cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
