@@ -30,11 +30,13 @@ def _visits_cases(draw: Draw) -> list[Case]:
         booked[2:8], untrue[2:8] = wanted[2:8], torch.tensor([0, 0, 0, 0, 1, 2])
         wanted[8], booked[8], untrue[8] = 3, NOTHING, 0
         wanted[9], booked[9], untrue[9] = 3, 4, 0
-        wanted[10, 0], untrue[10] = NOTHING, 0  # all is right but one booking that nobody wanted
-        booked[10] = wanted[10]
-        booked[10, 0] = 7
         cases.append(Case(f"N={visits}, D={kinds}", (wanted, booked, untrue)))
-    return cases
+    wanted = draw.integers(15, 2, below=9, least=1)
+    wanted[:4, 1] = NOTHING
+    booked = wanted.clone()
+    booked[:3, 1] = wanted[:3, 0]
+    untrue = torch.zeros(15, dtype=torch.long)
+    return [*cases, Case("three bookings that nobody wanted", (wanted, booked, untrue))]
 
 
 def _visits_oracle(
