@@ -160,6 +160,13 @@ MEND_STEP = Exercise(
             "a reader",
         ),
         Mutant(
+            "tokens shifted backwards",
+            _stepped(shift=-1, mask="here"),
+            "Mean and mask are mended. The tokens are shifted the wrong way: yours learn to name "
+            "the one before. `log_q[:, :-1]` belongs to `ids_BS[:, 1:]`, as your mask has it.",
+            "a reader",
+        ),
+        Mutant(
             "only shifted, backwards",
             _stepped(shift=-1, mask="padding", divide="own", parts=True),
             "You have shifted, but the wrong way: the logits at position s predict the token at "
