@@ -172,6 +172,25 @@ def test_an_answer_of_the_wrong_form_is_told_what_is_asked(answer):
     assert verdict.state == "not yet" and "'one', 'between', 'both' once" in str(verdict)
 
 
+@pytest.mark.parametrize("form", [list, tuple])
+def test_an_order_of_sizes_may_be_given_in_numbers(form):
+    right = ["300", "1,000", "100", "3,000"]
+    assert judge(exercise("4.4"), right).state == "done"
+    assert judge(exercise("4.4"), form([300, 1000, 100, 3000])).state == "done"
+    assert judge(exercise("4.4"), form(["300", "1000", "100", "3000"])).state == "done"
+    swapped = judge(exercise("4.4"), form([100, 300, 1000, 3000]))
+    assert swapped.mistake and swapped.mistake.name == "the fewer the better"
+    assert "form" in str(judge(exercise("4.4"), form([300, 1000, 100, 30])))
+
+
+def test_counts_that_differ_in_the_last_digits_are_shown_in_full():
+    def more(*shape):
+        return exercise("1.1").oracle(*shape) + 1000
+
+    lines = str(judge(exercise("1.1"), more)).splitlines()
+    assert "134516008✗" in lines[-2] and "134515008" in lines[-1]
+
+
 def stub(student, teacher, T):
     raise NotImplementedError
 

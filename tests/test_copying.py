@@ -70,7 +70,6 @@ def test_both_kinds_together_are_the_nll(tokenizer):
     parts = nll_by_origin(model, tokenizer, rows)
     whole = nll(model, encode_rows(tokenizer, rows)).total
     assert parts["copied"] * copied + parts["own"] * own == pytest.approx(whole, rel=1e-5)
-    assert parts["copied"] > parts["own"]  # what a small student finds hard
 
 
 def test_a_kind_that_does_not_occur_is_left_out():

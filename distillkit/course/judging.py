@@ -21,7 +21,7 @@ from distillkit.course.comparing import Incomparable, Normal, differs, normal, s
 from distillkit.course.exercises.definition import Case, Exercise, Mutant, Property
 from distillkit.course.exercises.drawing import Draw
 from distillkit.course.observing import Outcome, Run, call, observe
-from distillkit.course.predictions import unfit
+from distillkit.course.predictions import spelled, unfit
 from distillkit.course.verdict import Beside, Verdict
 from distillkit.course.words import SAID
 
@@ -105,6 +105,8 @@ def judge(
     if answer is Ellipsis:
         return Verdict(exercise, "not started", [_said("stub", exercise)])
     if exercise.kind == "predict":
+        if exercise.choices:
+            answer = spelled(exercise, answer)
         if sentence := unfit(exercise, answer):
             return Verdict(exercise, "not yet", [sentence])
     elif not callable(answer):

@@ -11,6 +11,16 @@ from distillkit.course.exercises.definition import Exercise
 from distillkit.course.words import SAID
 
 
+def spelled(exercise: Exercise, answer: Any) -> Any:
+    """An answer whose whole numbers are written as the choices are: 1000 as "1,000"."""
+    if isinstance(answer, list | tuple):
+        return type(answer)(spelled(exercise, each) for each in answer)
+    if isinstance(answer, str) and answer.strip().isdecimal():
+        return spelled(exercise, int(answer))
+    written = f"{answer:,}" if isinstance(answer, int) else ""
+    return written if written in exercise.choices else answer
+
+
 def unfit(exercise: Exercise, answer: Any) -> str:
     """What is wrong with the form of an answer, in a sentence; nothing if it has the right one."""
     right = normal(exercise.oracle())

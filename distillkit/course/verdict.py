@@ -25,6 +25,8 @@ COLOURS = {
     "used the library": "#0072B2",
 }
 ROWS, COLUMNS = 6, 7
+MOST = 1e15
+"""Whole numbers below it are written in full."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,10 @@ class Beside:
     def _cells(self, values: Tensor) -> list[list[str]]:
         marks = _slice(self.wrong).tolist() if values is self.yours else None
         return [
-            [f"{number:.4g}" + ("✗" if marks and marks[i][j] else "") for j, number in enumerate(r)]
+            [
+                _written(number) + ("✗" if marks and marks[i][j] else "")
+                for j, number in enumerate(r)
+            ]
             for i, r in enumerate(_slice(values).tolist())
         ]
 
@@ -123,6 +128,11 @@ def _slice(values: Tensor) -> Tensor:
     if values.dim() < 2:
         return values.reshape(1, -1)[:, :COLUMNS]
     return values.reshape(-1, values.shape[-1])[:ROWS, :COLUMNS]
+
+
+def _written(number: float) -> str:
+    """Four digits; a whole number in full, since counts may differ in the last digit."""
+    return f"{number:.0f}" if number.is_integer() and abs(number) < MOST else f"{number:.4g}"
 
 
 def _shade(share: float) -> str:

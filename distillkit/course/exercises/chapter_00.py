@@ -46,6 +46,12 @@ THREE_FILES = Exercise(
             "torchinfo#23, which said MB and meant MiB",
         ),
         Mutant(
+            "bytes",
+            _sizes(unit=1),
+            "These are bytes, and rightly counted. A megabyte (MB) is a million of them: divide.",
+            "a reader",
+        ),
+        Mutant(
             "bits",
             _sizes(factor=8),
             "These are megabits. A byte has 8 bits: float32 takes 4 bytes, not 32.",
@@ -165,6 +171,13 @@ BYTES_OF_WEIGHTS = Exercise(
             _bytes_with(buffers=True),
             "Buffers are counted, too. They are not learned: leave out where `learned_N` is false.",
             "deepmd-kit PR#4783, before its review",
+        ),
+        Mutant(
+            "nothing left out",
+            _bytes_with(twice=True, buffers=True),
+            "You add up all N tensors. Two kinds are to be left out: buffers, where `learned_N` is "
+            "false, and a tied tensor's second name, which begins at a place that you have seen.",
+            "a reader",
         ),
         Mutant(
             "four bytes each",

@@ -31,7 +31,12 @@ def _visits_cases(draw: Draw) -> list[Case]:
         wanted[8], booked[8], untrue[8] = 3, NOTHING, 0
         wanted[9], booked[9], untrue[9] = 3, 4, 0
         cases.append(Case(f"N={visits}, D={kinds}", (wanted, booked, untrue)))
-    return cases
+    wanted = draw.integers(15, 2, below=9, least=1)
+    wanted[:4, 1] = NOTHING
+    booked = wanted.clone()
+    booked[:3, 1] = wanted[:3, 0]
+    untrue = torch.zeros(15, dtype=torch.long)
+    return [*cases, Case("three bookings that nobody wanted", (wanted, booked, untrue))]
 
 
 def _visits_oracle(
@@ -58,6 +63,10 @@ def _served(
         return (each * (untrue == 0) if told else each).mean()
 
     return share
+
+
+def _number_served(wanted: Tensor, booked: Tensor, untrue: Tensor) -> Tensor:
+    return ((wanted == booked).all(1) & (untrue == 0)).sum()
 
 
 TASK_SUCCESS = Exercise(
@@ -101,6 +110,20 @@ TASK_SUCCESS = Exercise(
             "A desk that books nothing passes your check. Where something was wanted, nothing is "
             "wrong.",
             "tau2-bench#384, where agents that did nothing were rewarded",
+        ),
+        Mutant(
+            "extra bookings accepted",
+            _served(lambda wanted, booked: (wanted == booked) | (wanted == NOTHING)),
+            "You look only at the kinds in which something was wanted. A desk that books besides "
+            "what nobody asked for has failed: 0 in `wanted_ND` asks for 0 in `booked_ND`.",
+            "a reader",
+        ),
+        Mutant(
+            "the count",
+            _number_served,
+            "That is how many visits succeed, and each is rightly judged. Task success is their "
+            "share: divide by N, or take the mean.",
+            "a reader",
         ),
     ),
 )

@@ -142,6 +142,13 @@ PARAMETERS = Exercise(
             "torchtitan PR#3225, which took a tied table off twice",
         ),
         Mutant(
+            "tied the other way round",
+            _counted(tables=lambda tied: 2 if tied else 1),
+            "You have `tied` the wrong way round: yours has two tables where head and table are "
+            "one, and one where they are two.",
+            "a reader",
+        ),
+        Mutant(
             "no norms",
             _counted(norms=False),
             "Everything is there except the norms: two of `width` numbers in a layer, and one at "

@@ -100,6 +100,13 @@ STEP = Exercise(
             "the estimate in ai-runway/airunway#139, which knows no concurrency",
         ),
         Mutant(
+            "weights for each conversation",
+            _step(weights=lambda batch: batch),
+            "You read the weights once for each conversation. One reading serves all of them, "
+            "which is why servers form batches; the caches alone are multiplied by `batch`.",
+            "a reader",
+        ),
+        Mutant(
             "bits for bytes",
             _step(byte=1.0),
             "Your weights are 8 times too heavy: `bits` are bits, and bandwidth counts bytes.",

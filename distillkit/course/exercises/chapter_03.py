@@ -97,6 +97,23 @@ def _from_first_answer(mask: Tensor, ids: Tensor, speakers: Speakers) -> Tensor:
     return (mask.cumsum(1) > 0) & (ids != PADDING)
 
 
+def _to_next_speaker(*, marker: bool) -> Answer:
+    """Turns that only the next speaker closes; marker: whether its marker has a label."""
+
+    def labels(ids: Tensor, user: int, assistant: int, tool: int, end: int) -> Tensor:
+        found = torch.full_like(ids, IGNORED)
+        for b, row in enumerate(ids.tolist()):
+            speaks = False
+            for s, token in enumerate(row):
+                special = token in (user, assistant, tool)
+                if speaks and (marker or not special):
+                    found[b, s] = token
+                speaks = token == assistant if special else speaks
+        return found
+
+    return labels
+
+
 def _shifted(ids: Tensor, user: int, assistant: int, tool: int, end: int) -> Tensor:
     labels = ids.masked_fill(~_spoken(ids, assistant, end), IGNORED).roll(-1, 1)
     labels[:, -1] = IGNORED
@@ -154,6 +171,20 @@ LABELS = Exercise(
             "All tokens but the padding have labels: that is pre-training. In fine-tuning, what "
             "visitors and tools say has -100.",
             "Transformers-Tutorials#456",
+        ),
+        Mutant(
+            "closed at the next marker",
+            _to_next_speaker(marker=True),
+            "Your turn closes at the next speaker's marker. So that marker has a label, and where "
+            "nobody speaks after the desk, the padding has. Close it after `<|end|>`.",
+            "a reader",
+        ),
+        Mutant(
+            "padding after the last turn",
+            _to_next_speaker(marker=False),
+            "The padding after a conversation has labels: only the next speaker closes your turn, "
+            "and there none comes. Close it after `<|end|>`.",
+            "a reader",
         ),
         Mutant(
             "first token left out",

@@ -28,7 +28,17 @@ def _bins_cases(draw: Draw) -> list[Case]:
     cases.append(
         Case("eight tokens of confidence 1", (certain, draw.integers(40, below=5), 10)),
     )
-    return cases
+    return [*cases, Case("confidences on the edges of bins", _on_edges(draw, 4))]
+
+
+def _on_edges(draw: Draw, bins: int) -> tuple[Tensor, Tensor, int]:
+    """Tokens of confidence 1/4 and 1/2, in binary exactly, all wrong; all others are right."""
+    logits = draw.logits(30, 6)
+    labels = logits.argmax(-1)
+    logits[:16] = -900.0
+    logits[:8, :2] = logits[8:16, :4] = 3.0
+    labels[:16] = 5  # none of those that are equally likely, so it does not matter which is named
+    return logits, labels, bins
 
 
 def _bins_oracle(logits: list[list[float]], labels: list[int], bins: int) -> float:
@@ -55,14 +65,20 @@ def _binned(
     centre: bool = False,
     weighted: bool = True,
     closed: bool = True,
+    lower: bool = True,
     size: Function = abs,
 ) -> Function:
-    """The error with one part replaced. closed: whether a confidence of 1 is in the last bin."""
+    """The error with one part replaced.
+
+    closed: whether a confidence of 1 is in the last bin; lower: whether an edge belongs to the bin
+    below it.
+    """
 
     def error(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
         q = logits.double().softmax(-1)
         sure, hit = confidence(q, labels), (q.argmax(-1) == labels).double()
-        places = (sure * bins).ceil().long().sub(1).clamp(min=0)
+        places = (sure * bins).ceil().sub(1) if lower else (sure * bins).floor()
+        places = places.long().clamp(0, bins - 1)
         gaps, counts = [], []
         for place in places.unique():
             inside = (places == place) & (closed | (sure < 1))
@@ -130,10 +146,17 @@ CALIBRATION = Exercise(
         ),
         Mutant(
             "certain tokens lost",
-            _binned(closed=False),
+            _binned(closed=False, lower=False),
             "Tokens with a confidence of exactly 1 are in none of your bins, and softmax does give "
             "1. The last bin ends with 1, and 1 is in it.",
             "DeepTab#421, where a model that was always sure and always wrong got an error of 0",
+        ),
+        Mutant(
+            "edges in the bin above",
+            _binned(lower=False),
+            "A confidence that lies exactly on an edge is in the bin above it, with yours. It "
+            "belongs to the bin below: with 4 bins, 0.5 is in the second, not in the third.",
+            "a reader",
         ),
     ),
 )

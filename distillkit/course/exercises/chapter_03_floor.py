@@ -98,13 +98,15 @@ def _kl(log_q: Tensor, p: Tensor) -> Tensor:
     return (p * (_log_or_zero(p) - log_q)).sum(-1)
 
 
-def _excess_with(token: Function, *, masked: bool = True, by_all: bool = False) -> Function:
-    """The mean of a value of each token, from log q and p."""
+def _excess_with(
+    token: Function, *, masked: bool = True, count: Function = lambda mask: mask.sum()
+) -> Function:
+    """The mean of a value of each token, from log q and p; count: by what the sum is divided."""
 
     def excess(logits: Tensor, true: Tensor, labels: Tensor) -> Tensor:
         mask = labels != IGNORED if masked else labels == labels
         values = token(logits.log_softmax(-1), true).masked_fill(~mask, 0.0)
-        return values.sum() / (mask.numel() if by_all else mask.sum())
+        return values.sum() / count(mask)
 
     return excess
 
@@ -162,10 +164,25 @@ EXCESS = Exercise(
         ),
         Mutant(
             "divided by all tokens",
-            _excess_with(_kl, by_all=True),
+            _excess_with(_kl, count=Tensor.numel),
             "The sum is masked, but divided by all B·S tokens. Divide by the number of tokens "
             "that have a label.",
             "Fast-LLM#344",
+        ),
+        Mutant(
+            "divided by conversations",
+            _excess_with(_kl, count=len),
+            "The sum is right, but divided by the number of conversations, B: your excess grows "
+            "with their length. Divide by the number of tokens that have a label.",
+            "a reader",
+        ),
+        Mutant(
+            "batchmean",
+            _excess_with(_kl, masked=False, count=len),
+            'That is `F.kl_div` with `reduction="batchmean"`: it adds up all tokens, also those '
+            "without a label, and divides by the first dimension alone, B. Take the tokens with "
+            "a label, and their mean.",
+            "a reader",
         ),
         Mutant(
             "padding counted",

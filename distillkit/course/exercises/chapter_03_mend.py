@@ -56,17 +56,19 @@ def _step_oracle(
 
 
 def _stepped(
-    *, shift: bool = True, mask: str = "next", divide: str = "all", parts: bool = False
+    *, shift: int = 1, mask: str = "next", divide: str = "all", parts: bool = False
 ) -> Function:
     """A step mended in part.
 
-    mask: at the "next" token, at the one "here", or wherever there is no "padding". divide: by
+    shift: how many places after a token stands the one which it is to predict. mask: at the
+    "next" token, at the one "here", or wherever there is no "padding". divide: by
     the asked tokens of "all" micro-batches, or of its "own". parts: by their number, too.
     """
 
     def step(weights: Tensor, ids: Tensor, labels: Tensor, learning_rate: float) -> Tensor:
         weights = weights.clone().requires_grad_()
-        here, then = (slice(None, -1), slice(1, None)) if shift else (slice(None), slice(None))
+        early, late = slice(None, -abs(shift) or None), slice(abs(shift), None)
+        here, then = (early, late) if shift > 0 else (late, early)
         where: Any = ids != 0 if mask == "padding" else labels != IGNORED
         where = where[..., here if mask == "here" else then]
         log_q = weights[ids[..., here]].log_softmax(-1)
@@ -110,7 +112,7 @@ MEND_STEP = Exercise(
         ),
         Mutant(
             "not shifted",
-            _stepped(shift=False),
+            _stepped(shift=0),
             "Mask and mean are mended. One fault is left: the logits at position s predict the "
             "token at s + 1. Yours learn to repeat the token that they have read.",
             _SHIFT,
@@ -124,14 +126,14 @@ MEND_STEP = Exercise(
         ),
         Mutant(
             "only the mean mended",
-            _stepped(shift=False, mask="padding"),
+            _stepped(shift=0, mask="padding"),
             "The mean is mended. Two faults are left: nothing is shifted, and the visitor's words "
             "are asked for.",
             f"{_SHIFT}; {_PROMPTS}",
         ),
         Mutant(
             "only the mask mended",
-            _stepped(shift=False, divide="own", parts=True),
+            _stepped(shift=0, divide="own", parts=True),
             "The mask is mended. Two faults are left: nothing is shifted, and each micro-batch is "
             "divided by its own tokens.",
             f"{_SHIFT}; {_MEANS}",
@@ -149,6 +151,27 @@ MEND_STEP = Exercise(
             "The tokens are shifted, and the mask is not: it still stands one token too early. It "
             "belongs to the token that is predicted.",
             "ms-swift PR#8436, where the mask was left unshifted",
+        ),
+        Mutant(
+            "shifted backwards",
+            _stepped(shift=-1),
+            "Mask and mean are mended. The shift goes the wrong way: yours learn to name the token "
+            "*before* the one that they have read. `log_q[:, :-1]` belongs to `ids_BS[:, 1:]`.",
+            "a reader",
+        ),
+        Mutant(
+            "tokens shifted backwards",
+            _stepped(shift=-1, mask="here"),
+            "Mean and mask are mended. The tokens are shifted the wrong way: yours learn to name "
+            "the one before. `log_q[:, :-1]` belongs to `ids_BS[:, 1:]`, as your mask has it.",
+            "a reader",
+        ),
+        Mutant(
+            "only shifted, backwards",
+            _stepped(shift=-1, mask="padding", divide="own", parts=True),
+            "You have shifted, but the wrong way: the logits at position s predict the token at "
+            "s + 1, not at s - 1. Mask and mean are as they were.",
+            "a reader",
         ),
         Mutant(
             "divided twice",

@@ -206,6 +206,20 @@ BEST = Exercise(
             "were chosen; the score is the success on the test.",
             "`best_metric` of transformers' TrainerState, which is the validation's",
         ),
+        Mutant(
+            "every arm at every best",
+            lambda nll, success: success[:, nll.argmin(1)],
+            "The checkpoints are right. But `test_success[:, best]` takes *all* rows at each of "
+            "them, (arms, arms). Each arm has its own: `gather`, or `[torch.arange(arms), best]`.",
+            "a reader",
+        ),
+        Mutant(
+            "the last of equals",
+            _at(lambda nll, success: nll.shape[1] - 1 - nll.flip(1).argmin(1)),
+            "Of equal checkpoints you take the last. The earliest of them was as good, and cost "
+            "less training: replace the best so far only by one that is *lower*.",
+            "a reader",
+        ),
     ),
 )
 
