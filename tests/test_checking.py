@@ -19,6 +19,7 @@ from distillkit.course.exercises import all_exercises, exercise
 from distillkit.course.exercises.definition import Case, Exercise
 from distillkit.course.judging import judge
 from distillkit.course.observing import MOST_PRINTED, observe
+from distillkit.course.showing import inline
 
 KL = exercise("2.2")
 
@@ -479,3 +480,9 @@ def test_the_course_is_imported_without_torch():
     code = "import sys, distillkit.course; print('torch' in sys.modules)"
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_marks_become_html_and_arithmetic_stays():
+    told = "In `a*b*c` the *target* is **not** 2*3*4 <x>"
+    html = "In <code>a*b*c</code> the <i>target</i> is <b>not</b> 2*3*4 &lt;x&gt;"
+    assert inline(told) == html

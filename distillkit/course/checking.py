@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from distillkit.course import learner
 from distillkit.course.quizzes import quizzes
-from distillkit.course.showing import Shown, show
+from distillkit.course.showing import Shown, say, show
 from distillkit.course.words import SAID
 from distillkit.errors import UserError
 
@@ -71,9 +71,9 @@ def hint(number: str) -> None:
 
     before = learner.update(take)
     for place, text in enumerate(exercise.hints[: before + 1], start=1):
-        _say(SAID["hint"].format(number=place, count=count, text=text))
+        say(SAID["hint"].format(number=place, count=count, text=text))
     if before >= count:
-        _say(SAID["no more hints"].format(number=exercise.number))
+        say(SAID["no more hints"].format(number=exercise.number))
 
 
 def solution(number: str) -> None:
@@ -89,11 +89,11 @@ def solution(number: str) -> None:
         return 0 if ready else len(exercise.hints) - record.hints
 
     if unread := learner.update(ask):
-        _say(SAID["hints left"].format(count=unread, number=exercise.number))
+        say(SAID["hints left"].format(count=unread, number=exercise.number))
         return
     source = _solution_source(exercise)
     if source is None:
-        _say(SAID["no solutions"])
+        say(SAID["no solutions"])
         return
     head = SAID["solution"].format(number=exercise.number)
     show(Shown(f"{head}\n\n{source}", f"{escape(head)}<pre>{escape(source)}</pre>"))
@@ -140,7 +140,7 @@ def reset(number: str | None = None) -> None:
             progress.exercises.pop(number, None)
 
     learner.update(forget)
-    _say(SAID["forgotten"].format(what=number or SAID["everything"]))
+    say(SAID["forgotten"].format(what=number or SAID["everything"]))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -162,16 +162,12 @@ def _exercise(number: str) -> Exercise | None:
     except UserError as problem:
         if _raises():
             raise
-        _say(str(problem))
+        say(str(problem))
         return None
 
 
 def _raises() -> bool:
     return os.environ.get(SWITCH) == "raise"
-
-
-def _say(text: str) -> None:
-    show(Shown(text, escape(text)))
 
 
 def _row(exercise: Exercise, kept: learner.Progress) -> tuple[str, str, str, str]:

@@ -6,7 +6,6 @@ well; with answers it explains each choice that was made, and keeps the score.
 
 from __future__ import annotations
 
-import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +13,7 @@ from html import escape
 from pathlib import Path
 
 from distillkit.course import learner
-from distillkit.course.showing import Shown, show
+from distillkit.course.showing import Shown, inline, say, show
 from distillkit.course.words import SAID
 
 RIGHT = "Right"
@@ -65,14 +64,14 @@ def quiz(chapter: str, answers: str = "") -> None:
     questions = quizzes().get(chapter)
     if questions is None:
         known = ", ".join(quizzes())
-        _say(SAID["no quiz"].format(chapter=chapter, known=known))
+        say(SAID["no quiz"].format(chapter=chapter, known=known))
         return
     letters = "".join(answers.lower().split())
     if not letters:
         show(Shown(_text(chapter, questions), _html(chapter, questions)))
     elif not _fit(letters, questions):
         example = LETTERS[0] * len(questions)
-        _say(SAID["answers wanted"].format(count=len(questions), chapter=chapter, letters=example))
+        say(SAID["answers wanted"].format(count=len(questions), chapter=chapter, letters=example))
     else:
         _mark(chapter, questions, letters)
 
@@ -126,15 +125,3 @@ def _html(chapter: str, questions: tuple[Question, ...]) -> str:
                 f"{inline(choice.why)}</details>"
             )
     return "\n".join(parts)
-
-
-def inline(text: str) -> str:
-    """Markdown of one line (code, bold, italics) as HTML."""
-    html = escape(text, quote=False)
-    for pattern, tag in ((r"`([^`]+)`", "code"), (r"\*\*([^*]+)\*\*", "b"), (r"\*([^*]+)\*", "i")):
-        html = re.sub(pattern, rf"<{tag}>\1</{tag}>", html)
-    return html
-
-
-def _say(text: str) -> None:
-    show(Shown(text, escape(text)))

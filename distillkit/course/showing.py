@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from html import escape
 from typing import Any
+
+_MARKED = re.compile(
+    r"`(?P<code>[^`]+)`|\*\*(?P<b>[^*]+)\*\*|(?<![\w*])\*(?P<i>\w[^*]*)\*(?![\w*])"
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,16 @@ class Shown:
         return self.html
 
 
+def inline(text: str) -> str:
+    """Markdown of one line (code, bold, italics) as HTML."""
+
+    def tagged(found: re.Match[str]) -> str:
+        tag = str(found.lastgroup)
+        return f"<{tag}>{found[tag]}</{tag}>"
+
+    return _MARKED.sub(tagged, escape(text, quote=False))
+
+
 def in_notebook() -> bool:
     """Whether this runs in IPython, a notebook's kernel or its terminal."""
     try:
@@ -40,3 +56,8 @@ def show(what: Any) -> None:
     from IPython.display import display
 
     display({"text/plain": str(what), "text/html": what._repr_html_()}, raw=True)
+
+
+def say(text: str) -> None:
+    """Show a text, its Markdown as HTML in a notebook."""
+    show(Shown(text, inline(text)))

@@ -13,6 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from distillkit.course.exercises.definition import OFFERED, Exercise, Mutant
+from distillkit.course.showing import inline
 from distillkit.course.words import SAID
 
 State = Literal["done", "not yet", "not started", "used the library"]
@@ -106,7 +107,7 @@ class Verdict:
         )
 
     def _repr_html_(self) -> str:
-        body = "<br>".join(escape(line) for line in self._body())
+        body = "<br>".join(inline(line) for line in self._body())
         picture = f"<br>{self.beside.html()}" if self.beside else ""
         colour = COLOURS[self.state]
         style = f"border-left: 4px solid {colour}; padding-left: 10px"
