@@ -17,6 +17,7 @@ from distillkit.course import quizzes as quiz_room
 from distillkit.course.comparing import Incomparable, normal, same
 from distillkit.course.exercises import all_exercises, exercise
 from distillkit.course.exercises.definition import Case, Exercise
+from distillkit.course.exercises.drawing import Draw
 from distillkit.course.judging import judge
 from distillkit.course.observing import MOST_PRINTED, observe
 from distillkit.course.showing import inline
@@ -486,3 +487,36 @@ def test_marks_become_html_and_arithmetic_stays():
     told = "In `a*b*c` the *target* is **not** 2*3*4 <x>"
     html = "In <code>a*b*c</code> the <i>target</i> is <b>not</b> 2*3*4 &lt;x&gt;"
     assert inline(told) == html
+
+
+def test_a_table_of_the_cases_that_are_shown_is_no_solution(capsys, home):
+    shown = exercise("0.2").cases(Draw(0, torch.float32))
+    table = [(case.arguments, exercise("0.2").oracle(*_plain(case.arguments))) for case in shown]
+
+    def fitted(*given):
+        for arguments, target in table:
+            if _plain(arguments) == _plain(given):
+                return target
+        return 0
+
+    check("0.2", fitted)
+    assert "Not yet" in capsys.readouterr().out
+
+
+def _plain(arguments):
+    return [each.tolist() if isinstance(each, torch.Tensor) else each for each in arguments]
+
+
+@pytest.mark.parametrize(
+    ("number", "answer"),
+    [("0.1", 10**400), ("2.2", lambda *_: 10**400), ("2.2", lambda s, *_: s.to("meta"))],
+)
+def test_what_cannot_be_compared_is_told(number, answer, capsys, home):
+    check(number, answer)
+    assert "Not yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answers", [None, ["a", "b"], 3])
+def test_answers_that_are_no_text_are_asked_for_again(answers, capsys, home):
+    quiz("04", answers)
+    assert "Give 5 letters" in capsys.readouterr().out

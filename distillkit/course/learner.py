@@ -69,7 +69,7 @@ def read(say: Callable[[str], None] = print) -> Progress:
         return Progress()
     except OSError as problem:
         return _keep_in_session(Progress(), problem, say)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
+    except Exception as problem:  # a foreign file can be wrong in any way
         return _set_aside(problem, say)
 
 

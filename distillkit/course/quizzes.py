@@ -61,12 +61,12 @@ def quizzes() -> dict[str, tuple[Question, ...]]:
 
 def quiz(chapter: str, answers: str = "") -> None:
     """Show the quiz of a chapter; with answers, one letter for each question, mark them."""
-    questions = quizzes().get(chapter)
+    questions = quizzes().get(str(chapter))
     if questions is None:
         known = ", ".join(quizzes())
         say(SAID["no quiz"].format(chapter=chapter, known=known))
         return
-    letters = "".join(answers.lower().split())
+    letters = "".join(str(answers).lower().split())
     if not letters:
         show(Shown(_text(chapter, questions), _html(chapter, questions)))
     elif not _fit(letters, questions):

@@ -31,6 +31,8 @@ SAID = {
     "loop that never ends?",
     "stuck": "Your function was not done after {seconds:g} seconds, and cannot be stopped from "
     "here. Restart the kernel before you go on.",
+    "beyond us": "What you gave cannot be compared with the target ({why}). Expected is what the "
+    "statement asks for: a number, a word, or an ordinary tensor.",
     "raised": "With {case}, your function raised {error}.",
     "raised at": "With {case}, line {line} of your function raised {error}.",
     "recursion": "Your function calls itself without an end (RecursionError). Is its own name used "
