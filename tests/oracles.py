@@ -6,16 +6,9 @@ token. Logarithms are kept, because exp(-8000) is 0 and log(0) is not -8000.
 
 import math
 
+from distillkit.course.exercises.loops import log_softmax
+
 INFINITY = math.inf
-
-
-def log_softmax(row, temperature=1.0):
-    scaled = [logit / temperature for logit in row]
-    highest = max(scaled)
-    total = 0.0
-    for logit in scaled:
-        total += math.exp(logit - highest)
-    return [logit - highest - math.log(total) for logit in scaled]
 
 
 def kl(log_a, log_b):
