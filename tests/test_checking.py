@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,7 +95,37 @@ MISBEHAVE = {
     calls_itself: "calls itself without an end",
     changes: "changes its argument `student_logits` in place",
     raises: "line 3 of your function raised IndexError: index 99 is out of bounds",
-    leaves: "SystemExit: 3",
+    leaves: "Your function ends the program (SystemExit)",
+}
+
+
+def not_implemented_further_down(student, teacher, T):
+    def helper():
+        raise NotImplementedError("for sparse tensors")
+
+    return helper()
+
+
+def computes_with_gradients(student, teacher, T):
+    student.requires_grad_()
+    return right(student, teacher, T)
+
+
+def endless_with_gradients(student, teacher, T):
+    while student.requires_grad:
+        pass
+    return right(student, teacher, T)
+
+
+def raises_with_gradients(student, teacher, T):
+    if student.requires_grad:
+        raise OverflowError("too large")
+    return right(student, teacher, T)
+
+
+MISBEHAVE |= {
+    not_implemented_further_down: "raised NotImplementedError: for sparse tensors",
+    computes_with_gradients: "changes its argument `student_logits` in place",
 }
 RETURN = {
     "Is the `return` missing?": None,
@@ -154,6 +186,73 @@ def test_what_a_right_function_prints_is_held_back_and_told(capsys):
     assert "shape (2, 3, 5)" in str(verdict) and capsys.readouterr().out == ""
     run = observe(prints_for_ever, [Case("x", (1, 2, 3))], seconds=0.1)
     assert len(run.printed) <= MOST_PRINTED and run.late
+
+
+def test_bytes_may_be_written_too():
+    def writes(student, teacher, T):
+        sys.stdout.buffer.write(b"bytes\n")
+        return right(student, teacher, T)
+
+    assert "bytes" in str(judge(KL, writes))
+
+
+def test_surroundings_are_as_before(tmp_path):
+    folder = Path.cwd()
+
+    def moves(student, teacher, T):
+        os.chdir(tmp_path)
+        torch.set_default_dtype(torch.float64)
+        return right(student, teacher, T)
+
+    assert judge(KL, moves).state == "done"
+    assert Path.cwd() == folder and torch.get_default_dtype() is torch.float32
+
+
+def test_a_property_that_takes_for_ever_is_stopped_in_time_and_told():
+    start = time.perf_counter()
+    verdict = judge(KL, endless_with_gradients)
+    assert time.perf_counter() - start < 2.5
+    assert verdict.state == "not yet" and verdict.mistake is None
+    assert "gives the right numbers, but for" in str(verdict)
+
+
+def test_what_a_property_made_the_function_raise_is_told_beside_its_sentence():
+    verdict = judge(KL, raises_with_gradients)
+    assert verdict.state == "not yet"
+    assert "line 3 of your function raised OverflowError: too large" in str(verdict)
+
+
+@pytest.mark.parametrize("form", [lambda x: x.numpy(), lambda x: x.tolist()])
+def test_arrays_and_lists_may_be_returned_where_gradients_do_not_matter(form):
+    number = "2.6"  # the gradient by hand
+    solved = exercise(number)
+    answer = lambda s, t, T: form(forward_gradient(s, t, T))  # noqa: E731
+    assert judge(solved, answer).state == "done"
+
+
+def forward_gradient(student, teacher, T):
+    return (F.softmax(student / T, -1) - F.softmax(teacher / T, -1)) * T
+
+
+def test_an_import_is_not_broken_off_and_costs_no_time(tmp_path, monkeypatch):
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(2.0)\nready = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def imports(student, teacher, T):
+        import slow_to_import
+
+        assert slow_to_import.ready
+        return right(student, teacher, T)
+
+    assert judge(KL, imports).state == "done"
+    assert sys.modules.pop("slow_to_import").ready
+
+
+def test_digits_suffice_to_see_a_difference():
+    lines = str(judge(KL, lambda s, t, T: right(s, t, T) * (1 + 2e-4))).splitlines()
+    row = next(line for line in lines if "✗" in line)
+    goal = lines[lines.index(row) + 2]
+    assert row.split()[1].rstrip("✗") != goal.split()[1]
 
 
 def test_a_wrong_number_of_arguments_is_told():
@@ -326,6 +425,31 @@ def test_progress_is_drawn(capsys):
     capsys.readouterr()
     progress()
     assert "0 of" in capsys.readouterr().out
+
+
+def test_threads_and_processes_lose_no_count(home):
+    code = (
+        "from distillkit.course import learner\n"
+        "def more(progress): progress.of('2.2').checks += 1\n"
+        "for _ in range(60): learner.update(more)"
+    )
+    others = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+
+    def more(progress):
+        progress.of("2.2").checks += 1
+
+    def job():
+        for _ in range(60):
+            learner.update(more)
+
+    threads = [threading.Thread(target=job) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [other.wait() for other in others] == [0, 0]
+    assert kept(home)["exercises"]["2.2"]["checks"] == 240
+    assert not list(home.glob("*.part"))
 
 
 def test_progress_on_the_command_line(home):

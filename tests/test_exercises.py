@@ -12,12 +12,14 @@ from other_styles import OTHER_STYLES
 from other_styles_01_04 import OTHER_STYLES_01_04
 
 from distillkit.course import building, matrix
+from distillkit.course.bench import Bench, as_function, target
 from distillkit.course.comparing import normal, same
 from distillkit.course.exercises import all_exercises, exercise
 from distillkit.course.exercises.definition import OFFERED
 from distillkit.course.exercises.drawing import Draw
-from distillkit.course.judging import Bench, as_function, call, judge, target
+from distillkit.course.judging import judge
 from distillkit.course.notebooks import ROOT, read_notebook
+from distillkit.course.observing import call
 from distillkit.errors import UserError
 
 EXERCISES = {each.number: each for each in all_exercises()}
@@ -135,6 +137,25 @@ def test_the_librarys_own_function_is_noticed_kindly():
         lambda s, t, y, a, T: distillation_loss(s, t, y, alpha=a, temperature=T),
     )
     assert whole.state == "used the library"
+
+
+def test_the_library_is_noticed_in_a_thread_in_pieces_and_under_the_exercises():
+    from concurrent.futures import ThreadPoolExecutor
+
+    from distillkit.course.exercises import losses_by_hand
+    from distillkit.losses import forward_kl, label_loss, masked_mean
+
+    def elsewhere(s, t, T):
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(forward_kl, s, t, T).result()
+
+    def pieces(s, t, labels, alpha, T):
+        soft = masked_mean(forward_kl(s, t, T), labels != -100)
+        return alpha * T**2 * soft + (1 - alpha) * label_loss(s, labels)
+
+    for number, answer in (("2.2", elsewhere), ("2.2", losses_by_hand.kl), ("2.3", pieces)):
+        verdict = judge(EXERCISES[number], answer)
+        assert verdict.state == "used the library", number
 
 
 # --- definitions ----------------------------------------------------------------------------------

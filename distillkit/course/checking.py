@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -60,13 +61,17 @@ def check(number: str, answer: Any) -> None:
 
 def _judged(exercise: Exercise, answer: Any) -> Verdict:
     """The verdict on the cases that are shown, and where they pass, on others as well."""
+    from distillkit.course.bench import LEAST_SECONDS
     from distillkit.course.judging import judge
     from distillkit.course.verdict import Verdict
 
+    start = time.perf_counter()
     try:
         verdict = judge(exercise, answer)
         if verdict.state == "done" and exercise.kind != "predict":
-            verdict = judge(exercise, answer, seed=secrets.choice(HIDDEN_SEEDS))
+            left = exercise.seconds - (time.perf_counter() - start)
+            seed = secrets.choice(HIDDEN_SEEDS)
+            verdict = judge(exercise, answer, seed=seed, seconds=max(left, LEAST_SECONDS))
     except Exception as problem:  # whatever strange thing was returned, it is no crash
         why = type(problem).__name__
         verdict = Verdict(exercise, "not yet", [SAID["beyond us"].format(why=why)])

@@ -10,98 +10,32 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distillkit.course.comparing import Incomparable, Normal, differs, normal, same
-from distillkit.course.exercises.definition import Case, Exercise, Mutant, Property
-from distillkit.course.exercises.drawing import Draw
-from distillkit.course.observing import Outcome, Run, call, observe
+from distillkit.course.bench import Bench, as_function, comparable
+from distillkit.course.comparing import Normal, differs
+from distillkit.course.exercises.definition import Exercise, Property
+from distillkit.course.observing import Left, Outcome
 from distillkit.course.predictions import spelled, unfit
 from distillkit.course.verdict import Beside, Verdict
 from distillkit.course.words import SAID
 
-PROPERTY_SEEDS = 7_919
-"""Properties draw their own arguments: from seeds that no case has."""
-
-
-@dataclass
-class Bench:
-    """One answer, the exercise, and everything that was found out about it so far."""
-
-    exercise: Exercise
-    function: Callable[..., Any]
-    seed: int
-    dtype: torch.dtype
-    cases: list[Case] = field(init=False)
-    targets: list[Normal] = field(init=False)
-    run: Run = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.cases = list(self.exercise.cases(Draw(self.seed, self.dtype)))
-        self.targets = [target(self.exercise, case) for case in self.cases]
-        self.run = observe(
-            self.function,
-            self.cases,
-            seconds=self.exercise.seconds,
-            watched=entry_points(self.exercise),
-        )
-
-    @property
-    def outcomes(self) -> list[Outcome]:
-        """What each case gave, as far as the time sufficed."""
-        return self.run.outcomes
-
-    def wrong(self) -> int | None:
-        """The place of the first case that is not right."""
-        for place, (outcome, goal) in enumerate(zip(self.outcomes, self.targets, strict=False)):
-            if not agree(outcome, Outcome(goal), self.exercise.tolerance):
-                return place
-        return None
-
-    def failing(self, function: Callable[..., Any]) -> list[Property]:
-        """The properties which do not hold for a function."""
-        return [each for each in self.exercise.properties if not self._holds(each, function)]
-
-    def _holds(self, each: Property, function: Callable[..., Any]) -> bool:
-        draw = Draw(self.seed + PROPERTY_SEEDS, self.dtype)
-        tried = observe(
-            lambda: each.holds(function, draw),
-            [Case(each.name)],
-            seconds=self.exercise.seconds,
-        )
-        return bool(tried.outcomes and tried.outcomes[0].value is True)
-
-    def like(self, answer: Any) -> bool:
-        """Whether another answer gives the same on all cases, and a value on one at least.
-
-        Two functions that raise the same kind of error everywhere have not made the same mistake.
-        """
-        other = as_function(answer)
-        if all(outcome.error for outcome in self.outcomes):
-            return False
-        return len(self.outcomes) == len(self.cases) and all(
-            agree(mine, call(other, case), self.exercise.tolerance)
-            for mine, case in zip(self.outcomes, self.cases, strict=True)
-        )
-
-    def mistakes(self, failing: list[Property] | None) -> list[Mutant]:
-        """The mutants of the same prints; without `failing`, properties decide between several."""
-        found = [mutant for mutant in self.exercise.mutants if self.like(mutant.answer)]
-        if failing is None and len(found) < 2:
-            return found
-        failing = self.failing(self.function) if failing is None else failing
-        return [mutant for mutant in found if self.failing(mutant.answer) == failing]
-
 
 def judge(
-    exercise: Exercise, answer: Any, *, seed: int = 0, dtype: torch.dtype = torch.float32
+    exercise: Exercise,
+    answer: Any,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    seconds: float | None = None,
 ) -> Verdict:
-    """The verdict on an answer, with cases drawn from `seed` in `dtype`."""
+    """The verdict on an answer, with cases drawn from `seed` in `dtype`.
+
+    It may take `seconds` for cases and properties together, by default those of the exercise.
+    """
     if answer is Ellipsis:
         return Verdict(exercise, "not started", [_said("stub", exercise)])
     if exercise.kind == "predict":
@@ -112,7 +46,7 @@ def judge(
     elif not callable(answer):
         name = next(iter(getattr(exercise.given, "__name__", "").split()), "function")
         return Verdict(exercise, "not yet", [_said("not a function", exercise, name=name)])
-    bench = Bench(exercise, as_function(answer), seed, dtype)
+    bench = Bench(exercise, as_function(answer), seed, dtype, seconds or exercise.seconds)
     verdict = _judged(bench)
     if bench.run.printed:
         text = " ⏎ ".join(bench.run.printed.splitlines())
@@ -123,15 +57,12 @@ def judge(
 def _judged(bench: Bench) -> Verdict:
     exercise, run = bench.exercise, bench.run
     first = bench.outcomes[0] if bench.outcomes else Outcome()
-    if isinstance(first.error, NotImplementedError) or first.value is Ellipsis:
+    if _is_stub(bench.function, first):
         return Verdict(exercise, "not started", [_said("stub", exercise)])
     if run.late:
-        late = "stuck" if run.stuck else "time"
-        return Verdict(exercise, "not yet", [_said(late, exercise, seconds=exercise.seconds)])
+        return _late(bench, "stuck" if run.stuck else "time")
     if exercise.given is not None and bench.like(exercise.given):
         return Verdict(exercise, "not started", [_said("as given", exercise)])
-    if run.used:
-        return Verdict(exercise, "used the library", [_library(bench)])
     place = bench.wrong()
     return _right(bench) if place is None else _wrong(bench, place)
 
@@ -140,8 +71,13 @@ def _right(bench: Bench) -> Verdict:
     exercise = bench.exercise
     if changed := _changed(bench):
         return Verdict(exercise, "not yet", [changed])
-    if failing := bench.failing(bench.function):
-        return _named(bench, failing) or Verdict(exercise, "not yet", [failing[0].sentence])
+    failing = bench.failing(bench.function)
+    if bench.late:
+        return _late(bench, "time at", what=bench.late.name)
+    if failing:
+        return _named(bench, failing) or _unheld(bench, failing[0])
+    if bench.run.used:
+        return Verdict(exercise, "used the library", [_library(bench)])
     counts = {"cases": len(bench.cases), "properties": len(exercise.properties)}
     because = "done case" if exercise.kind == "predict" else "done because"
     return Verdict(exercise, "done", [_said(because, exercise, **counts)])
@@ -165,6 +101,19 @@ def _named(bench: Bench, failing: list[Property] | None) -> Verdict | None:
     if not found:
         return None
     return Verdict(bench.exercise, "not yet", [found[0].sentence], mistake=found[0])
+
+
+def _late(bench: Bench, key: str, **more: Any) -> Verdict:
+    sentence = _said(key, bench.exercise, seconds=bench.exercise.seconds, **more)
+    return Verdict(bench.exercise, "not yet", [sentence])
+
+
+def _unheld(bench: Bench, failing: Property) -> Verdict:
+    """The sentence of a property, and what the learner's function raised there, if it did."""
+    sentences = [failing.sentence]
+    if bench.raised is not None and _lines(bench.function, bench.raised):
+        sentences.append(_raised(bench, bench.raised, f"“{failing.name}”"))
+    return Verdict(bench.exercise, "not yet", sentences)
 
 
 # What the sentences are made of -------------------------------------------------------------------
@@ -200,7 +149,7 @@ def _problem(bench: Bench, place: int) -> str:
         return _raised(bench, outcome.error, case)
     if outcome.value is None:
         return _said("none", exercise)
-    found = _normal(outcome.value)
+    found = comparable(outcome.value)
     if found is None or type(found) is not type(goal):
         name = type(outcome.value).__name__
         return _said("type", exercise, found=name, expected=_described(goal))
@@ -223,6 +172,8 @@ def _raised(bench: Bench, error: Exception, case: str) -> str:
     exercise = bench.exercise
     if isinstance(error, RecursionError):
         return _said("recursion", exercise)
+    if isinstance(error, Left):
+        return _said("left", exercise, error=error)
     names = ", ".join(inspect.signature(exercise.oracle).parameters)
     if isinstance(error, TypeError) and not _lines(bench.function, error):
         return _said("arguments", exercise, names=names, error=error)
@@ -242,7 +193,7 @@ def _lines(function: Callable[..., Any], error: Exception) -> list[int]:
 
 def _beside(bench: Bench, place: int) -> Beside | None:
     goal, outcome = bench.targets[place], bench.outcomes[place]
-    yours = None if outcome.error else _normal(outcome.value)
+    yours = None if outcome.error else comparable(outcome.value)
     if bench.exercise.kind == "predict":
         return None  # the right answer would be given away
     if not isinstance(goal, Tensor) or not isinstance(yours, Tensor) or goal.shape != yours.shape:
@@ -258,45 +209,11 @@ def _described(goal: Normal) -> str:
     return SAID["a text"] if isinstance(goal, str) else SAID["a tuple"].format(count=len(goal))
 
 
-# Comparing ----------------------------------------------------------------------------------------
-
-
-def as_function(answer: Any) -> Callable[..., Any]:
-    """A function as it is, any other answer as a function that gives it."""
-    return answer if callable(answer) else lambda: answer
-
-
-def target(exercise: Exercise, case: Case) -> Normal:
-    """What the oracle says about a case: its loops get nested lists for tensors."""
-    plain = [a.tolist() if isinstance(a, Tensor) else a for a in case.arguments]
-    return normal(exercise.oracle(*plain))
-
-
-def agree(one: Outcome, other: Outcome, tolerance: float) -> bool:
-    """Whether two calls came out alike: the same values, or the same kind of error."""
-    if one.error is not None or other.error is not None:
-        return type(one.error) is type(other.error)
-    a, b = _normal(one.value), _normal(other.value)
-    if a is None or b is None:
-        return a is b and type(one.value) is type(other.value)
-    return same(a, b, tolerance)
-
-
-def _normal(value: Any) -> Normal | None:
-    try:
-        return normal(value)
-    except Incomparable:
-        return None
-
-
-def entry_points(exercise: Exercise) -> dict[CodeType, str]:
-    """The code that runs when the library's own answer is called -> its name."""
-    found = {}
-    for each in exercise.library:
-        if inspect.isfunction(each):
-            found[each.__code__] = each.__name__
-        elif inspect.ismethod(each):
-            found[each.__func__.__code__] = each.__qualname__
-        else:  # a divergence: an object whose class says what its value is
-            found[type(each)._value.__code__] = each.name
-    return found
+def _is_stub(function: Callable[..., Any], first: Outcome) -> bool:
+    """Whether the stub is still there: its own NotImplementedError, not one from further down."""
+    if first.value is Ellipsis:
+        return True
+    if not isinstance(first.error, NotImplementedError):
+        return False
+    *_, (frame, _) = traceback.walk_tb(first.error.__traceback__)
+    return frame.f_code is getattr(function, "__code__", frame.f_code)

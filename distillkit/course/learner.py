@@ -9,14 +9,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from distillkit.course.words import SAID
 
 HOME = "DISTILLKIT_HOME"
+PATIENCE = 2.0
+"""Seconds to wait for another notebook that writes."""
 FORMAT = "distillkit progress 1"
 
 
@@ -74,12 +79,28 @@ def read(say: Callable[[str], None] = print) -> Progress:
 
 
 def update(change: Callable[[Progress], Any], say: Callable[[str], None] = print) -> Any:
-    """Read, change and write; what `change` returns."""
-    progress = read(say)
-    result = change(progress)
-    if path() not in _unkept:
-        _write(progress, say)
+    """Read, change and write; what `change` returns. Two notebooks take turns."""
+    with _alone():
+        progress = read(say)
+        result = change(progress)
+        if path() not in _unkept:
+            _write(progress, say)
     return result
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Hold the lock of the file; where there can be none, go on without."""
+    lock = FileLock(path().with_name("progress.lock"), timeout=PATIENCE)
+    try:
+        path().parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError):  # a time-out is an OSError too
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _parsed(content: Any) -> Progress:

@@ -26,6 +26,7 @@ COLOURS = {
     "used the library": "#0072B2",
 }
 ROWS, COLUMNS = 6, 7
+DIGITS = 4
 MOST = 1e15
 """Whole numbers below it are written in full."""
 
@@ -74,13 +75,16 @@ class Beside:
         return f"<table>{''.join(lines)}</table>"
 
     def _cells(self, values: Tensor) -> list[list[str]]:
-        marks = _slice(self.wrong).tolist() if values is self.yours else None
+        """Numbers as texts; those that differ get as many digits as it takes to see it."""
+        tables = [_slice(each).tolist() for each in (values, self.yours, self.target, self.wrong)]
+        mark = "✗" if values is self.yours else ""
         return [
             [
-                _written(number) + ("✗" if marks and marks[i][j] else "")
-                for j, number in enumerate(r)
+                _written(number, _digits(yours, target) if wrong else DIGITS)
+                + (mark if wrong else "")
+                for number, yours, target, wrong in zip(*line, strict=True)
             ]
-            for i, r in enumerate(_slice(values).tolist())
+            for line in zip(*tables, strict=True)
         ]
 
     def _note(self) -> str:
@@ -131,9 +135,16 @@ def _slice(values: Tensor) -> Tensor:
     return values.reshape(-1, values.shape[-1])[:ROWS, :COLUMNS]
 
 
-def _written(number: float) -> str:
-    """Four digits; a whole number in full, since counts may differ in the last digit."""
-    return f"{number:.0f}" if number.is_integer() and abs(number) < MOST else f"{number:.4g}"
+def _written(number: float, digits: int) -> str:
+    """So many digits; a whole number in full, since counts may differ in the last digit."""
+    whole = number.is_integer() and abs(number) < MOST
+    return f"{number:.0f}" if whole else f"{number:.{digits}g}"
+
+
+def _digits(one: float, other: float) -> int:
+    """With how many digits two numbers that differ look different."""
+    most = 17
+    return next((n for n in range(DIGITS, most) if f"{one:.{n}g}" != f"{other:.{n}g}"), most)
 
 
 def _shade(share: float) -> str:

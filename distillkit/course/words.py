@@ -21,14 +21,17 @@ SAID = {
     'hint("{number}") tells you where to look.',
     "done because": "{cases} cases and {properties} properties hold.",
     "done case": "That is right.",
-    "library": "The numbers come from distillkit's own `{name}`, so the library is right, and you "
-    "are free to use it from the next chapter on. Here, write it yourself: it does not count yet.",
+    "library": "Your function calls the course's own `{name}`. From the next chapter on you are "
+    "free to use it. Here, write it yourself, without that call: it does not count yet.",
     "mistake": "{sentence}",
     "closer": "No known mistake gives these numbers. Compare yours with the target below, or ask "
     'hint("{number}").',
     "seen": "You are in good company: {seen}.",
     "time": "Your function was not done after {seconds:g} seconds, and was stopped. Is there a "
     "loop that never ends?",
+    "time at": "Your function gives the right numbers, but for “{what}” it was not done after "
+    "{seconds:g} seconds, and was stopped. Is there a loop that never ends?",
+    "left": "Your function ends the program ({error}). Return the result instead.",
     "stuck": "Your function was not done after {seconds:g} seconds, and cannot be stopped from "
     "here. Restart the kernel before you go on.",
     "beyond us": "What you gave cannot be compared with the target ({why}). Expected is what the "

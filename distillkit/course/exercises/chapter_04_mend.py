@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -46,16 +45,7 @@ def _builder(draw: Draw, vocabulary: int) -> Callable[[], tuple[Bigram, Bigram]]
     return lambda: (Bigram(student), Bigram(teacher, DROPPED))
 
 
-@cache
-def _first_optimizer() -> None:
-    """Use an optimizer once: torch then imports for seconds, and the learner's time is short."""
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-    optimizer.zero_grad()
-    optimizer.step()
-
-
 def _train_cases(draw: Draw) -> list[Case]:
-    _first_optimizer()
     cases = []
     for n, b, s, v, t in ((4, 3, 5, 6, 2.0), (3, 2, 7, 5, 1.0), (5, 4, 3, 7, 4.0)):
         build, tokens = _builder(draw, v), draw.integers(n, b, s, below=v)
