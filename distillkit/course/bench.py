@@ -196,4 +196,4 @@ def _codes(room: ModuleType) -> Iterator[tuple[CodeType, str]]:
             yield each.__code__, name
         elif inspect.isclass(each) and "_value" in vars(each):
             said = vars(each).get("name")
-            yield each._value.__code__, said if isinstance(said, str) else name
+            yield vars(each)["_value"].__code__, said if isinstance(said, str) else name
