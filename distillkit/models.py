@@ -26,6 +26,7 @@ __all__ = [
     "build_model",
     "build_shape",
     "count_parameters",
+    "layer_stack",
     "load_model",
     "save_model",
     "student_from_layers",
@@ -135,7 +136,7 @@ def student_from_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreT
     Raises:
         UserError: no layers, or layers that the teacher lacks or that are not ascending.
     """
-    name, stack = _layer_stack(teacher)
+    name, stack = layer_stack(teacher)
     kept = list(layers)
     if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= len(stack):
         raise UserError(
@@ -159,7 +160,8 @@ def student_from_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreT
     return student
 
 
-def _layer_stack(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
+def layer_stack(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
+    """The name and the list of a model's layers. UserError where there is none."""
     wanted = model.config.num_hidden_layers
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == wanted:
