@@ -217,9 +217,11 @@ class Heads:
 
     def scores(self, heads: Sequence[int] | None = None) -> Tensor:
         """q·k·scaling, (B, H, S, S), of some of the heads or of all, before mask and softmax."""
-        key = self.key.repeat_interleave(self.query.shape[1] // self.key.shape[1], dim=1)
-        scores = self.query @ key.transpose(-1, -2) * self.scaling
-        return scores if heads is None else scores[:, list(heads)]
+        query = self.query
+        key = self.key.repeat_interleave(query.shape[1] // self.key.shape[1], dim=1)
+        if heads is not None:
+            query, key = query[:, list(heads)], key[:, list(heads)]
+        return query @ key.transpose(-1, -2) * self.scaling
 
     def states(self, name: str) -> Tensor:
         """All heads of "query", "key" or "value" side by side, (B, S, H·d)."""
