@@ -152,9 +152,13 @@ class FeatureTrainer(WholeCheckpoints):
             match.weight * logs[name] for name, match in zip(self._names, matches, strict=True)
         )
 
-    def count_tokens(self, batches: Sequence[dict[str, Any]], device: torch.device) -> None:
-        """Note how many real tokens all processes have in the step."""
+    def begin_step(self, batches: Sequence[dict[str, Any]], device: torch.device) -> None:
+        """Note how many real tokens all processes have in the step.
+
+        The base class sets the gradients of its model to zero, and knows nothing of projections.
+        """
         if self.features is not None:
+            self.features.zero_grad()
             mine = torch.stack([valid_tokens(batch).sum() for batch in batches]).sum()
             self._tokens = self.accelerator.reduce(mine.to(device), "sum")
 

@@ -198,7 +198,7 @@ class DistillationTrainer(FeatureTrainer):
         if not batches:
             return batches, None
         self._steps += 1
-        self.count_tokens(batches, device)
+        self.begin_step(batches, device)
         counts = [(shifted_labels(batch) != IGNORE_INDEX).sum() for batch in batches]
         return batches, self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
 

@@ -16,7 +16,15 @@ from distillkit.training import DistillationArguments, DistillationTrainer
 
 
 def make_trainer(folder, student=None, teacher=None, *, rows=None, collator=None, **options):
-    keys = ("divergence", "teacher_tokenizer", "callbacks", "eval_dataset", "processing_class")
+    keys = (
+        "divergence",
+        "features",
+        "optimizers",
+        "teacher_tokenizer",
+        "callbacks",
+        "eval_dataset",
+        "processing_class",
+    )
     given = {key: options.pop(key) for key in keys if key in options}
     settings = {"learning_rate": 1e-2, "save_strategy": "no", "disable_tqdm": True} | options
     return DistillationTrainer(
