@@ -128,7 +128,7 @@ class FeatureTrainer(WholeCheckpoints):
         """Each match's weighted share in the loss of the step, or of this batch alone."""
         if self.features is None:
             return []
-        valid = valid_tokens(inputs)
+        valid = valid_tokens(self.model, inputs)
         count = self._tokens if whole_step else valid.sum()
         sums = self.features(student, teacher, valid)
         return [
@@ -159,7 +159,7 @@ class FeatureTrainer(WholeCheckpoints):
         """
         if self.features is not None:
             self.features.zero_grad()
-            mine = torch.stack([valid_tokens(batch).sum() for batch in batches]).sum()
+            mine = torch.stack([valid_tokens(self.model, each).sum() for each in batches]).sum()
             self._tokens = self.accelerator.reduce(mine.to(device), "sum")
 
     # --- the projections --------------------------------------------------------------------------

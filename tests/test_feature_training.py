@@ -10,10 +10,12 @@ from test_saving import Interrupt, assert_same_end
 from trainers import PLAIN_DESCENT, batch_of, by_hand, make_trainer
 
 from distillkit.chat import Collator
+from distillkit.encoders import build_masked_lm, encode_texts, mask_once, train_text_tokenizer
 from distillkit.errors import UserError
 from distillkit.feature_training import Features
+from distillkit.features import After, Attention, Hidden, Relations, hidden_cosine
 from distillkit.inside import looking_inside
-from distillkit.models import load_model
+from distillkit.models import ModelSize, count_parameters, load_model, student_from_layers
 from distillkit.optimizers import muon
 from distillkit.training import checkpoints_in
 
@@ -140,3 +142,61 @@ def test_without_a_teacher_they_are_refused(tmp_path):
     features = Features(tiny.student(), tiny.teacher(), MATCHES)
     with pytest.raises(UserError, match="need a teacher"):
         make_trainer(tmp_path, features=features)
+
+
+# --- Encoders -----------------------------------------------------------------------------------
+
+TEXTS = ["a cheap hotel please", "book it", "two nights in the north, and a train on sunday", "no"]
+
+
+def masked_lm_trainer(folder, **options):
+    """DistilBERT's recipe in small: every other layer of the teacher, three losses."""
+    tokenizer = train_text_tokenizer(TEXTS, vocab_size=300)
+    teacher = build_masked_lm(ModelSize(16, 4, 2, 24), tokenizer, dropout=0.0).double()
+    student = student_from_layers(teacher, [0, 2])
+    matches = [
+        Hidden([(After(2, normed=True), After(4, normed=True))], loss=hidden_cosine),
+        Hidden([(After(1), After(2))]),
+        Attention([(1, 2)]),
+        Relations([(2, 4)], heads=4),
+    ]
+    features = Features(student, teacher, matches)
+    rows = mask_once(tokenizer, encode_texts(tokenizer, TEXTS), seed=1)
+    return make_trainer(
+        folder,
+        student,
+        teacher,
+        rows=rows,
+        features=features,
+        processing_class=tokenizer,
+        teacher_tokenizer=tokenizer,
+        **options,
+    )
+
+
+def test_encoders_do_not_see_padding(tmp_path):
+    trainer = masked_lm_trainer(tmp_path)
+    batch = trainer.data_collator(trainer.train_dataset)
+    whole = trainer.compute_loss(trainer.model, batch)
+    labelled = (batch["labels"] != -100).any(dim=1)
+    assert labelled.any()
+    expected = features_by_hand(trainer, {name: value[labelled] for name, value in batch.items()})
+    student, teacher = trainer.model, trainer.teacher
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    at = batch["labels"] != -100
+    p, q = (model(**inputs).logits[at] / 2.0 for model in (teacher, student))
+    soft = (p.softmax(-1) * (p.log_softmax(-1) - q.log_softmax(-1))).sum(-1).mean() * 4.0
+    hard = torch.nn.functional.cross_entropy(2.0 * q, batch["labels"][at])
+    assert whole.item() == pytest.approx((0.5 * soft + 0.5 * hard + expected).item(), rel=1e-9)
+
+
+def test_an_encoder_of_every_other_layer_trains_and_comes_back(tmp_path):
+    trainer = masked_lm_trainer(tmp_path, max_steps=3, save_strategy="steps", save_steps=3)
+    assert count_parameters(trainer.model) < count_parameters(trainer.teacher)
+    before = trainer.evaluate(trainer.train_dataset)["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] < before
+    loaded = type(trainer.model).from_pretrained(tmp_path / "checkpoint-3").double().eval()
+    ids = torch.tensor([[2, 9, 8, 3]])
+    trainer.model.eval()
+    torch.testing.assert_close(loaded(ids).logits, trainer.model(ids).logits)

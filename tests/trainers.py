@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from distillkit.chat import Collator, encode_rows
+from distillkit.feature_training import Features
 from distillkit.losses import distillation_loss
 from distillkit.training import DistillationArguments, DistillationTrainer
 
@@ -72,12 +73,14 @@ def uneven_rows():
     return encode_rows(tiny.TOKENIZER, rows)
 
 
-def two_epochs(folder, *, batch_size=4, accumulate=1, resume=False, **options):
+def two_epochs(folder, *, batch_size=4, accumulate=1, resume=False, matches=None, **options):
     """Two epochs of float64 in steps of 4, 4 and 1 conversations, with an evaluation after each."""
+    student, teacher = tiny.student().double(), tiny.teacher().double()
     trainer = make_trainer(
         folder,
-        tiny.student().double(),
-        tiny.teacher().double(),
+        student,
+        teacher,
+        features=Features(student, teacher, matches) if matches else None,
         rows=uneven_rows(),
         eval_dataset=tiny.encoded(7, seed=3),
         per_device_train_batch_size=batch_size,
