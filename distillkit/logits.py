@@ -75,6 +75,19 @@ def labelled_positions(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Te
     return row * batch["labels"].shape[1] + position, labels[found]
 
 
+def valid_tokens(model: Any, batch: Mapping[str, Any]) -> Tensor:
+    """The real tokens (B, S) of a batch, each where `logits_at` shows it to this model.
+
+    A text without any label has none: it enters no loss (several processes are evened out with
+    such ones).
+    """
+    mask, places = _mask_and_places(batch)
+    labelled = (aligned_labels(model, batch) != IGNORE_INDEX).view(len(mask), -1).any(dim=1)
+    if alignment_of(model) is CAUSAL and _padding_moves(batch, places):
+        mask = mask.sort(dim=1, descending=True).values
+    return mask.bool() & labelled.unsqueeze(1)
+
+
 def logits_at(
     model: Any, inputs: dict[str, Any], rows: Tensor, inner: nn.Module | None = None
 ) -> Tensor:
@@ -169,16 +182,26 @@ def _causal_inputs(
     passed: dict[str, Any] = {"input_ids": inputs["input_ids"]}
     if "use_cache" in known:
         passed["use_cache"] = False
-    own = {name: inputs.get(name) for name in ("attention_mask", "position_ids")}
-    mask = own["attention_mask"]
-    mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask.long()
-    places = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    if own["position_ids"] is None or torch.equal(own["position_ids"], places):
+    mask, places = _mask_and_places(inputs)
+    if _padding_moves(inputs, places):
         order = mask.argsort(dim=1, descending=True, stable=True)
         passed["input_ids"] = passed["input_ids"].gather(1, order)
         return passed, rows - rows % mask.shape[1] + places.flatten()[rows]
+    own = {name: inputs.get(name) for name in ("attention_mask", "position_ids")}
     passed |= {name: value for name, value in own.items() if value is not None and name in known}
     return passed, rows
+
+
+def _mask_and_places(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The attention mask (B, S), and how many real tokens stand before each."""
+    mask = batch.get("attention_mask")
+    mask = torch.ones_like(batch["input_ids"]) if mask is None else mask.long()
+    return mask, (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _padding_moves(batch: Mapping[str, Any], places: Tensor) -> bool:
+    own = batch.get("position_ids")
+    return own is None or torch.equal(own, places)
 
 
 def _encoder_inputs(

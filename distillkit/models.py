@@ -18,6 +18,7 @@ from transformers import (
 from distillkit.arithmetic import Shape
 from distillkit.errors import UserError
 from distillkit.model_files import SHIPPED, load_model, save_model
+from distillkit.narrowing import narrowed
 
 __all__ = [
     "SHIPPED",
@@ -26,6 +27,7 @@ __all__ = [
     "build_model",
     "build_shape",
     "count_parameters",
+    "layer_stack",
     "load_model",
     "save_model",
     "student_from_layers",
@@ -125,17 +127,26 @@ def build_shape(
         return LlamaForCausalLM(LlamaConfig(**settings)).float()
 
 
-def student_from_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+def student_from_layers(
+    teacher: PreTrainedModel,
+    layers: Sequence[int],
+    *,
+    width: int | None = None,
+    heads: int | None = None,
+    feed_forward: int | None = None,
+) -> PreTrainedModel:
     """A student that begins as a copy of some of the teacher's layers (DistilBERT's start).
 
     Args:
-        teacher: any decoder of transformers; it is left as it was.
+        teacher: any model of transformers with a list of layers; it is left as it was.
         layers: which of its layers to keep, counted from 0, in ascending order.
+        width, heads, feed_forward: in a Llama-style model, how much of each layer to keep: the
+            parts with the largest weights (see `narrowing.py`). By default everything.
 
     Raises:
         UserError: no layers, or layers that the teacher lacks or that are not ascending.
     """
-    name, stack = _layer_stack(teacher)
+    name, stack = layer_stack(teacher)
     kept = list(layers)
     if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= len(stack):
         raise UserError(
@@ -156,10 +167,13 @@ def student_from_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreT
     student.config.num_hidden_layers = len(kept)
     if getattr(student.config, "layer_types", None):
         student.config.layer_types = [teacher.config.layer_types[index] for index in kept]
-    return student
+    if width is None and heads is None and feed_forward is None:
+        return student
+    return narrowed(student, width=width, heads=heads, feed_forward=feed_forward)[0]
 
 
-def _layer_stack(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
+def layer_stack(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
+    """The name and the list of a model's layers. UserError where there is none."""
     wanted = model.config.num_hidden_layers
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == wanted:

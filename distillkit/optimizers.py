@@ -75,6 +75,7 @@ def muon(
 
 def _outer(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     """The matrices at both ends: embeddings, of positions too, and the output head."""
-    heads = [getattr(model, "get_output_embeddings", lambda: None)()]
+    parts: list[Any] = list(model.modules())
+    heads = [p.get_output_embeddings() for p in parts if hasattr(p, "get_output_embeddings")]
     embeddings = [part for part in model.modules() if isinstance(part, torch.nn.Embedding)]
     return [p for part in (*heads, *embeddings) if part is not None for p in part.parameters()]

@@ -10,7 +10,8 @@ it adds to `transformers.Trainer` is small, and is where distillation code usual
 - the output heads run at those positions only (see `logits.py`);
 - the teacher is frozen, in eval mode, and belongs to no checkpoint;
 - `eval_loss` is the labels' negative log-likelihood per token, so every arm is judged alike;
-- a checkpoint appears whole or not at all (see `saving.py`).
+- a checkpoint appears whole or not at all (see `saving.py`);
+- what is inside the teacher can be matched too (see `feature_training.py`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from distillkit.batching import EpochTeller, EvenRows, shuffled
 from distillkit.chat import IGNORE_INDEX, Collator, encode_rows
 from distillkit.encoders import collator_for
 from distillkit.errors import UserError
+from distillkit.feature_training import Features, FeatureTrainer
 from distillkit.logits import (
     CAUSAL,
     aligned_labels,
@@ -41,7 +43,7 @@ from distillkit.logits import (
 )
 from distillkit.losses import Divergence, forward_kl, label_loss
 from distillkit.pairing import shared_logits
-from distillkit.saving import WholeCheckpoints, checkpoints_in
+from distillkit.saving import checkpoints_in
 
 __all__ = ["DistillationArguments", "DistillationTrainer", "checkpoints_in"]
 
@@ -72,14 +74,15 @@ class DistillationArguments(TrainingArguments):
             raise UserError(f"temperature is {self.temperature}: give a number above 0")
 
 
-class DistillationTrainer(WholeCheckpoints):
+class DistillationTrainer(FeatureTrainer):
     """Trains `student` on labels and on a frozen `teacher`'s distribution over the next token.
 
     `train_dataset` and `eval_dataset` hold rows of `input_ids` and `labels` (as `encode_rows` makes
     them, not shifted), or rows of `messages`, which are encoded with `processing_class`. The models
     may also be classifiers or masked language models, on rows that `encoders` makes. Without a
-    teacher, or with `alpha=0`, the loss is the labels' alone. `predict(rows)` gives, for each
-    conversation, the summed −log q[label] as `predictions` and the number of labels as `label_ids`.
+    teacher, or with `alpha=0`, the loss is the labels' alone; `features` are added to either.
+    `predict(rows)` gives, for each conversation, the summed −log q[label] as `predictions` and the
+    number of labels as `label_ids`.
 
     Raises `UserError` when teacher and student share weights, when their vocabularies cannot be
     compared, or when one of them looks ahead.
@@ -99,6 +102,7 @@ class DistillationTrainer(WholeCheckpoints):
         divergence: Divergence = forward_kl,
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         data_collator: Callable | None = None,
+        features: Features | None = None,
         **trainer_options: Any,
     ) -> None:
         causal = alignment_of(student) is CAUSAL
@@ -122,7 +126,8 @@ class DistillationTrainer(WholeCheckpoints):
         if keeps_cache is not None:
             student.config.use_cache = keeps_cache
         self.divergence = divergence
-        self.teacher = teacher if args.alpha > 0.0 else None
+        self.teacher = teacher if args.alpha > 0.0 or features is not None else None
+        self.use_features(features)
         self.shared_ids: int | None = None
         if self.teacher is not None:
             self.shared_ids = shared_logits(
@@ -154,10 +159,16 @@ class DistillationTrainer(WholeCheckpoints):
         rows, labels = labelled_positions(self.model, inputs)
         count = len(labels) if num_items_in_batch is None else num_items_in_batch
         count = torch.as_tensor(count, device=labels.device).clamp(min=1)
-        logits = logits_at(model, inputs, rows, self.model)
+        with self.looking_inside(self.model, 0) as student_inside:
+            logits = logits_at(model, inputs, rows, self.model)
         parts = []
         if self.teacher is not None:
-            soft = self._soft_loss(self.teacher, logits, inputs, rows) / count
+            with self.looking_inside(self.teacher, 1) as teacher_inside:
+                teacher_logits = self._teacher_logits(self.teacher, inputs, rows)
+            whole = num_items_in_batch is not None
+            parts += self.feature_losses(student_inside, teacher_inside, inputs, whole_step=whole)
+        if self._alpha > 0.0:
+            soft = self._soft_loss(logits, teacher_logits) / count
             parts.append(self._alpha * self._note("soft_loss", soft))
         if self._alpha < 1.0:
             smoothing = self.args.label_smoothing_factor
@@ -172,15 +183,17 @@ class DistillationTrainer(WholeCheckpoints):
     def _alpha(self) -> float:
         return 0.0 if self.teacher is None else self.args.alpha
 
-    def _soft_loss(
-        self, teacher: PreTrainedModel, logits: Tensor, inputs: dict[str, Any], rows: Tensor
+    def _teacher_logits(
+        self, teacher: PreTrainedModel, inputs: dict[str, Any], rows: Tensor
     ) -> Tensor:
-        """T² (the divergence's own power of T) times the sum of D(teacher, student) over `rows`."""
-        temperature = self.args.temperature
         if teacher.training:  # somebody called train() on it since
             teacher.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            teacher_logits = logits_at(teacher, inputs, rows)
+            return logits_at(teacher, inputs, rows)
+
+    def _soft_loss(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """T² (the divergence's own power of T) times the sum of D(teacher, student)."""
+        temperature = self.args.temperature
         teacher_logits = teacher_logits.to(logits.device)
         if teacher_logits.shape[-1] != logits.shape[-1]:
             logits = logits[:, : self.shared_ids]
@@ -199,6 +212,7 @@ class DistillationTrainer(WholeCheckpoints):
         if not batches:
             return batches, None
         self._steps += 1
+        self.begin_step(batches, device)
         counts = [(aligned_labels(self.model, each) != IGNORE_INDEX).sum() for each in batches]
         return batches, self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
 
@@ -212,13 +226,14 @@ class DistillationTrainer(WholeCheckpoints):
         return value
 
     def log(self, logs: dict[str, float], *rest: Any, **named: Any) -> None:
-        """As in the base class, and beside loss = α·soft_loss + (1−α)·hard_loss the two parts."""
+        """As in the base class, and the parts of loss = α·soft + (1−α)·hard + features."""
         if "loss" in logs and self._parts:
             for name, value in self._parts.items():
                 total = self.accelerator.reduce(value, reduction="sum").item()
                 logs[name] = total / max(self._steps, 1)
             soft, hard = logs.get("soft_loss", 0.0), logs.get("hard_loss", 0.0)
-            logs["loss"] = self._alpha * soft + (1.0 - self._alpha) * hard
+            inside = self.weighted(logs)
+            logs["loss"] = self._alpha * soft + (1.0 - self._alpha) * hard + inside
             self._parts, self._steps = {}, 0
         super().log(logs, *rest, **named)
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,6 +32,7 @@ from distillkit.models import (
     save_model,
     student_from_layers,
 )
+from distillkit.narrowing import narrowed
 
 TINY = ModelSize(width=16, layers=3, heads=2, feed_forward=24)
 TALK = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Good day!"}]
@@ -411,3 +413,76 @@ def test_a_model_that_the_hub_lacks_is_one_sentence(monkeypatch) -> None:
     monkeypatch.setattr(model_files.HfApi, "model_info", lacking)
     with pytest.raises(UserError, match="the hub gives no such model: Repository Not Found for"):
         load_model("someone/something")
+
+
+# --- A narrower student -------------------------------------------------------------------------
+
+
+def qwen():
+    config = Qwen2Config(
+        vocab_size=len(tiny.TOKENIZER),
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(config).float()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_student_cut_in_width_is_the_same_after_saving(tmp_path, tied):
+    teacher = qwen()
+    if not tied:
+        teacher.config.tie_word_embeddings = False
+        teacher.lm_head.weight = torch.nn.Parameter(torch.randn_like(teacher.lm_head.weight))
+    student = student_from_layers(teacher, [0, 2], width=24, heads=4, feed_forward=20).eval()
+    assert student.config.num_key_value_heads == 1
+    assert (student.lm_head.weight is student.model.embed_tokens.weight) == tied
+    save_model(student, tiny.TOKENIZER, tmp_path / "student")
+    loaded, _ = load_model(tmp_path / "student")
+    ids = torch.randint(0, 100, (2, 7))
+    assert torch.equal(loaded(ids).logits, student(ids).logits)
+
+
+def test_cutting_nothing_changes_nothing():
+    teacher = qwen().eval()
+    student = student_from_layers(teacher, [0, 1, 2], width=32, heads=8, feed_forward=40).eval()
+    ids = torch.randint(0, 100, (2, 7))
+    assert torch.equal(student(ids).logits, teacher(ids).logits)
+
+
+def test_what_is_cut_is_what_has_no_weight():
+    """A teacher whose last numbers, group and neurons are zero loses nothing with them."""
+    teacher = qwen().eval()
+    with torch.no_grad():
+        for name, weight in teacher.named_parameters():
+            if "norm" in name:
+                weight.fill_(1.0)
+            for dimension in range(weight.dim()):
+                size = weight.shape[dimension]
+                if "proj" in name and ("q_" in name or "o_" in name) and size == 32:
+                    continue
+                if size == 40:
+                    weight.index_fill_(dimension, torch.arange(20, 40), 0.0)
+        for layer in teacher.model.layers:
+            heads = layer.self_attn
+            heads.o_proj.weight[:, 16:] = 0.0
+            heads.q_proj.weight[16:] = 0.0
+            heads.v_proj.weight[4:] = 0.0
+    _, kept = narrowed(teacher, heads=4, feed_forward=20)
+    assert kept.heads == [[0, 1, 2, 3]] * 3
+    assert kept.neurons == [list(range(20))] * 3
+    student = narrowed(teacher, heads=4, feed_forward=20)[0].eval()
+    ids = torch.randint(0, 100, (2, 7))
+    torch.testing.assert_close(student(ids).logits, teacher(ids).logits)
+
+
+@pytest.mark.parametrize("wrong", [{"width": 33}, {"heads": 3}, {"feed_forward": 0}], ids=str)
+def test_widths_that_cannot_be_cut_are_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        student_from_layers(qwen(), [0, 2], **wrong)

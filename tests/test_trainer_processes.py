@@ -7,7 +7,11 @@ import tiny
 import torch
 from trainers import assert_same_run, assert_same_weights, run_here, two_epochs
 
+from distillkit.features import After, Hidden, Relations
+
 torch.set_num_threads(1)
+
+FROM_INSIDE = [Hidden([(After(1), After(2))], 1e-3), Relations([(1, 2)], heads=2)]
 
 # How a step of four conversations is cut in each of two processes, and further options. The last
 # step of an epoch has one conversation, so one process, or all but one micro-batch, has none.
@@ -16,6 +20,10 @@ CASES = {
     "micro-batches": ({"batch_size": 1, "accumulate": 2}, {}),
     "buckets": ({"batch_size": 2}, {"bucket_by_length": True}),
     "teacher alone": ({"batch_size": 1, "accumulate": 2}, {"alpha": 1.0}),
+    "features": (
+        {"batch_size": 1, "accumulate": 2},
+        {"matches": FROM_INSIDE},
+    ),
     "labels alone": ({"batch_size": 2}, {"alpha": 0.0, "label_smoothing_factor": 0.1}),
 }
 SAVES = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}

@@ -11,12 +11,21 @@ import tiny
 import torch
 
 from distillkit.chat import Collator, encode_rows
+from distillkit.feature_training import Features
 from distillkit.losses import distillation_loss
 from distillkit.training import DistillationArguments, DistillationTrainer
 
 
 def make_trainer(folder, student=None, teacher=None, *, rows=None, collator=None, **options):
-    keys = ("divergence", "teacher_tokenizer", "callbacks", "eval_dataset", "processing_class")
+    keys = (
+        "divergence",
+        "features",
+        "optimizers",
+        "teacher_tokenizer",
+        "callbacks",
+        "eval_dataset",
+        "processing_class",
+    )
     given = {key: options.pop(key) for key in keys if key in options}
     settings = {"learning_rate": 1e-2, "save_strategy": "no", "disable_tqdm": True} | options
     return DistillationTrainer(
@@ -64,12 +73,14 @@ def uneven_rows():
     return encode_rows(tiny.TOKENIZER, rows)
 
 
-def two_epochs(folder, *, batch_size=4, accumulate=1, resume=False, **options):
+def two_epochs(folder, *, batch_size=4, accumulate=1, resume=False, matches=None, **options):
     """Two epochs of float64 in steps of 4, 4 and 1 conversations, with an evaluation after each."""
+    student, teacher = tiny.student().double(), tiny.teacher().double()
     trainer = make_trainer(
         folder,
-        tiny.student().double(),
-        tiny.teacher().double(),
+        student,
+        teacher,
+        features=Features(student, teacher, matches) if matches else None,
         rows=uneven_rows(),
         eval_dataset=tiny.encoded(7, seed=3),
         per_device_train_batch_size=batch_size,
