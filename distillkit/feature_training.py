@@ -133,24 +133,17 @@ class FeatureTrainer(WholeCheckpoints):
         sums = self.features(student, teacher, valid)
         return [
             match.weight * self._note(name, total / count.to(total.device).clamp(min=1))
-            for name, match, total in zip(self._names, self.features.matches, sums, strict=True)
+            for name, match, total in zip(self.names, self.features.matches, sums, strict=True)
         ]
 
     @property
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
         """What the log calls each match; several of a kind are numbered."""
         kinds = [match.name for match in self.features.matches] if self.features else []
         return [
             kind if kinds.count(kind) == 1 else f"{kind}_{kinds[:number].count(kind) + 1}"
             for number, kind in enumerate(kinds)
         ]
-
-    def weighted(self, logs: dict[str, float]) -> float:
-        """The features' part of a logged loss."""
-        matches = self.features.matches if self.features else ()
-        return sum(
-            match.weight * logs[name] for name, match in zip(self._names, matches, strict=True)
-        )
 
     def begin_step(self, batches: Sequence[dict[str, Any]], device: torch.device) -> None:
         """Note how many real tokens all processes have in the step.

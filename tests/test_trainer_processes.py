@@ -24,6 +24,7 @@ CASES = {
         {"batch_size": 1, "accumulate": 2},
         {"matches": FROM_INSIDE},
     ),
+    "on policy": ({"batch_size": 1, "accumulate": 2}, {"lmbda": 0.5, "max_reply_tokens": 9}),
     "labels alone": ({"batch_size": 2}, {"alpha": 0.0, "label_smoothing_factor": 0.1}),
 }
 SAVES = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}

@@ -94,7 +94,7 @@ def _errands(split: str) -> list[str]:
 
 def _utterances(key: str, split: str) -> Iterator[tuple[str, Act]]:
     """What one visitor says, served by the desk, and means by it; one errand more in the end."""
-    visit = Visit(key, split)  # type: ignore[arg-type]
+    visit = Visit(key, split)
     rng, desk = Random(f"desk/{split}/{key}"), Desk()
     while not visit.done:
         heard = visit.messages[-1]
