@@ -418,7 +418,7 @@ def _(c):
     return wanted, others
 
 
-@evaluates("2.18", r"\bar\ell = \frac{\sum_{b,s} m_{bs}\, \ell_{bs}}{\sum_{b,s} m_{bs}}")
+@evaluates("2.18", r"\bar\ell = \frac{\sum_{b,s} \mu_{bs}\, \ell_{bs}}{\sum_{b,s} \mu_{bs}}")
 def _(c):
     values, mask = c.z_BSV[..., 0], c.y_BS != -100
     total, count = 0.0, 0
@@ -435,7 +435,7 @@ def _(c):
 
 @evaluates(
     "2.19",
-    r"L = \frac{1}{N} \sum_{b,s} m_{bs} \Bigl[ \alpha\, T^2\, \mathrm{KL}(p_{bs} \,\|\, q_{bs}) "
+    r"L = \frac{1}{N} \sum_{b,s} \mu_{bs} \Bigl[ \alpha\, T^2\, \mathrm{KL}(p_{bs} \,\|\, q_{bs}) "
     r"- (1-\alpha) \log q^{T=1}_{bs}[y_{bs}] \Bigr]",
 )
 def _(c):
