@@ -49,13 +49,14 @@ def encode(tokenizer: Tokenizer, messages: Messages, *, max_length: int | None =
     ``labels`` equal ``input_ids`` on each assistant turn, its end-of-turn token included, and are
     −100 elsewhere. They are *not* shifted: the loss shifts them, as Hugging Face models do. The
     tokens of the text are those of the whole conversation; a token that stands across the border
-    of a turn counts as the assistant's.
+    of a turn counts as the assistant's. An assistant message with ``"weight": 0`` is read and not
+    learned, as in OpenAI's format for fine-tuning.
 
     Raises:
         UserError: no chat template, a template that refuses the conversation, or one that rewrites
             a turn beyond recognition (the message is named).
     """
-    features, _ = _encode_batch(tokenizer, [render_with_turns(tokenizer, messages)])[0]
+    features, _ = _encode_batch(tokenizer, [_learned(tokenizer, messages)])[0]
     return {name: ids[:max_length] for name, ids in features.items()}
 
 
@@ -87,9 +88,16 @@ def encode_rows(
 
 def _render_row(tokenizer: Tokenizer, row: Mapping[str, Any]) -> tuple[str, list[Span]]:
     try:
-        return render_with_turns(tokenizer, row["messages"])
+        return _learned(tokenizer, row["messages"])
     except UserError as error:
         raise UserError(f"dialogue {row.get('id', '?')}: {error}") from error
+
+
+def _learned(tokenizer: Tokenizer, messages: Messages) -> tuple[str, list[Span]]:
+    """The text, and the spans of the assistant's messages whose weight is not 0."""
+    text, spans = render_with_turns(tokenizer, messages)
+    said = [message for message in messages if message["role"] == "assistant"]
+    return text, [span for span, one in zip(spans, said, strict=True) if one.get("weight", 1)]
 
 
 def _report(

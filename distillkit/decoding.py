@@ -1,4 +1,4 @@
-"""Greedy decoding of many conversations at once, without a single padding token.
+"""Decoding of many conversations at once, greedy or sampled, without a single padding token.
 
 Step t feeds the t-th token of *every* conversation. Where that token is known already (a prompt,
 the visitor's words, a tool's result) it is fed as it is; where it is not, it is the model's own
@@ -10,8 +10,10 @@ A conversation that has ended leaves the batch, and its rows of the cache are gi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
+from random import Random
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
 
 from distillkit.errors import UserError
+from distillkit.sampling import Sampling
 
 Conversation = Generator[list[int], list[int], None]
 """Yields the ids of each prompt and is sent the ids of the reply to it."""
@@ -34,20 +37,26 @@ def decode(
     end_ids: Iterable[int],
     max_reply_tokens: int = 64,
     batch_size: int = 250,
+    sampling: Sampling | None = None,
+    keys: Iterable[Hashable] | None = None,
 ) -> None:
-    """Serve conversations with greedy replies until each has returned.
+    """Serve conversations with greedy replies, or sampled ones, until each has returned.
 
     A reply ends with one of `end_ids`, or is cut after `max_reply_tokens`. The next prompt may
     extend what the model has read (the usual case) or rewrite it (some templates do, and a reply
     can be spelt with other tokens than its text would be): then the conversation starts over from
-    its first token, together with the next batch.
+    its first token, together with the next batch. With `sampling`, a conversation's random numbers
+    are named by its entry in `keys`, by default its place in the order.
     """
     ends = frozenset(end_ids)
-    waiting = deque(_Row(conversation, ends, max_reply_tokens) for conversation in conversations)
+    waiting = deque(
+        _Row(conversation, ends, max_reply_tokens, sampling.stream(key) if sampling else None)
+        for conversation, key in zip(conversations, count() if keys is None else keys, strict=False)
+    )
     with evaluating(model), torch.inference_mode():
         while waiting:
             rows = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
-            _stream(model, [row for row in rows if not row.done])
+            _stream(model, [row for row in rows if not row.done], sampling)
             waiting.extend(row for row in rows if not row.done)
 
 
@@ -58,9 +67,13 @@ def generate_replies(
     *,
     max_reply_tokens: int = 64,
     batch_size: int = 64,
+    sampling: Sampling | None = None,
+    keys: Sequence[Hashable] | None = None,
 ) -> list[list[int]]:
-    """Greedy reply to each prompt (token ids, see `chat.encode_prompt`), as token ids.
+    """Reply to each prompt (token ids, see `chat.encode_prompt`), as token ids.
 
+    Greedy, or with `sampling` drawn by the random numbers that `keys` name (by default the prompt's
+    place in `prompts`).
     The end-of-turn token is kept when the reply has one. Raises UserError when a prompt and its
     reply do not fit into the model's positions.
     """
@@ -83,6 +96,8 @@ def generate_replies(
         end_ids=end_of_turn_ids(model, tokenizer),
         max_reply_tokens=max_reply_tokens,
         batch_size=batch_size,
+        sampling=sampling,
+        keys=by_length if keys is None else [keys[index] for index in by_length],
     )
     return replies
 
@@ -117,8 +132,11 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 class _Row:
     """One conversation in the batch: the ids known so far, and where its open reply begins."""
 
-    def __init__(self, conversation: Conversation, ends: frozenset[int], most: int) -> None:
+    def __init__(
+        self, conversation: Conversation, ends: frozenset[int], most: int, chance: Random | None
+    ) -> None:
         self.conversation, self.ends, self.most = conversation, ends, most
+        self.chance = chance
         self.known: list[int] = []
         self.start = 0
         self.done = False
@@ -141,7 +159,7 @@ class _Row:
             self.done = True
 
 
-def _stream(model: PreTrainedModel, rows: list[_Row]) -> None:
+def _stream(model: PreTrainedModel, rows: list[_Row], sampling: Sampling | None) -> None:
     """Feed all rows from their first token on, until each is done or has to start over."""
     cache, fed = Cache(layer_class_to_replicate=_RoomyLayer), 0
     for row in rows:
@@ -153,11 +171,16 @@ def _stream(model: PreTrainedModel, rows: list[_Row]) -> None:
             cache.batch_select_indices(torch.tensor(alive, device=model.device))
             alive = list(range(len(batch)))
         known = min(len(batch[index].known) for index in alive)
-        tokens = likeliest(model, _block(batch, fed, known).to(model.device), cache)
+        logits = next_logits(model, _block(batch, fed, known).to(model.device), cache)
         fed = known
-        for index in alive:
-            if len(batch[index].known) == fed:
-                batch[index].hear(tokens[index], fed)
+        asking = [index for index in alive if len(batch[index].known) == fed]
+        chances = [batch[index].chance for index in asking]
+        for index, token in zip(asking, _chosen(logits[asking], chances, sampling), strict=True):
+            batch[index].hear(token, fed)
+
+
+def _chosen(logits: Tensor, chances: list[Any], sampling: Sampling | None) -> list[int]:
+    return logits.argmax(-1).tolist() if sampling is None else sampling.draw(logits, chances)
 
 
 def _block(batch: list[_Row], first: int, last: int) -> Tensor:
@@ -167,10 +190,10 @@ def _block(batch: list[_Row], first: int, last: int) -> Tensor:
     return torch.tensor([row if len(row) == width else [0] * width for row in ids])
 
 
-def likeliest(model: PreTrainedModel, ids_BS: Tensor, cache: Cache) -> list[int]:
-    """Read ids that go on from the cache; the likeliest next token of each of the B rows."""
+def next_logits(model: PreTrainedModel, ids_BS: Tensor, cache: Cache) -> Tensor:
+    """Read ids that go on from the cache; the logits (B, V) of the next token of each row."""
     output: Any = model(ids_BS, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return output.logits[:, -1].argmax(-1).tolist()
+    return output.logits[:, -1]
 
 
 class _RoomyLayer(DynamicLayer):

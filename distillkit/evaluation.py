@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from distillkit.decoding import (
 from distillkit.dialogues import Visit
 from distillkit.errors import UserError
 from distillkit.intervals import bootstrap_interval, paired_difference_interval
+from distillkit.sampling import Sampling
 from distillkit.text_metrics import chrf, distinct_n
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "nll",
     "paired_difference_interval",
     "play",
+    "prompt_reader",
     "scored_batches",
     "task_success",
 ]
@@ -314,8 +316,12 @@ def serve(
     batch_size: int = 250,
     max_reply_tokens: int = 64,
     served: Callable[[], object] = lambda: None,
+    sampling: Sampling | None = None,
+    keys: Sequence[Hashable] | None = None,
 ) -> None:
-    """Let the model serve these visitors to the end by greedy decoding; `served` follows each.
+    """Let the model serve these visitors to the end, greedily or as `decode` samples by `keys`.
+
+    `served` is called after each.
 
     Afterwards `visit.messages` are conversations whose assistant is the model, and `visit.success`
     says how it went. A visit is left undone when it outgrows the model's positions.
@@ -324,7 +330,7 @@ def serve(
     spelled: dict[str, list[int]] = {}
 
     def converse(visit: Visit) -> Conversation:
-        read = _reader(tokenizer, spelled)
+        read = prompt_reader(tokenizer, spelled)
         while not visit.done:
             prompt = read(visit.messages)
             if limit is not None and len(prompt) + max_reply_tokens > limit:
@@ -339,10 +345,12 @@ def serve(
         end_ids=end_of_turn_ids(model, tokenizer),
         max_reply_tokens=max_reply_tokens,
         batch_size=batch_size,
+        sampling=sampling,
+        keys=keys,
     )
 
 
-def _reader(
+def prompt_reader(
     tokenizer: PreTrainedTokenizerBase, spelled: dict[str, list[int]]
 ) -> Callable[[Sequence[Message]], list[int]]:
     """`encode_prompt` for one conversation that grows: only what is new is rendered and encoded.

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
 from distillkit.chat import encode_prompt, read_reply
-from distillkit.decoding import end_of_turn_ids, evaluating, likeliest, position_limit
+from distillkit.decoding import end_of_turn_ids, evaluating, next_logits, position_limit
 from distillkit.dialogues import Visit
 from distillkit.errors import UserError
 
@@ -103,9 +103,9 @@ class Speaker:
     def _next(self, new: list[int]) -> int:
         ids = torch.tensor([new], device=self.model.device)
         with evaluating(self.model):
-            [token] = likeliest(self.model, ids, self._cache)
+            logits = next_logits(self.model, ids, self._cache)
         self._read += new
-        return token
+        return int(logits.argmax())
 
     def _forget(self) -> None:
         self._read: list[int] = []

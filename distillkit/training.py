@@ -8,6 +8,8 @@ it adds to `transformers.Trainer` is small, and is where distillation code usual
   and processes, so the loss does not depend on how a step is cut into pieces;
 - the output heads run at those positions only (see `logits.py`);
 - the teacher is frozen, in eval mode, and belongs to no checkpoint;
+- a step may learn from what the student itself says (see `on_policy.py`); its tokens are counted
+  after they are there, it has no labels, so alpha is 1 in it;
 - `eval_loss` is the labels' negative log-likelihood per token, so every arm is judged alike;
 - a checkpoint appears whole or not at all (see `saving.py`).
 """
@@ -15,6 +17,7 @@ it adds to `transformers.Trainer` is small, and is where distillation code usual
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +34,8 @@ from distillkit.chat import IGNORE_INDEX, Collator, check_same_tokenizer, encode
 from distillkit.errors import UserError
 from distillkit.logits import check_causal, labelled_positions, logits_at, shifted_labels
 from distillkit.losses import Divergence, forward_kl, label_loss
+from distillkit.on_policy import OneTurn, Rollout, is_on_policy
+from distillkit.sampling import Sampling
 from distillkit.saving import WholeCheckpoints, checkpoints_in
 
 __all__ = ["DistillationArguments", "DistillationTrainer", "checkpoints_in"]
@@ -44,10 +49,22 @@ class DistillationArguments(TrainingArguments):
     teacher alone). `temperature` divides both logits in that term. `label_smoothing_factor` smooths
     the labels' term. `bucket_by_length` puts conversations of like length into a batch, which saves
     padding. `max_length` cuts conversations that this trainer encodes itself.
+
+    `alpha_end` and `temperature_end`: what the two become, in a line, by the last step.
+
+    `lmbda` is the share of the steps that learn from the student's own words, sampled anew at
+    `sampling_temperature` and `sampling_top_p`, which have nothing to do with `temperature`. There
+    are no labels for them, so the hard term falls away and alpha is 1 in these steps.
     """
 
     alpha: float = field(default=0.5, metadata={"help": "weight of the teacher's term, 0 to 1"})
     temperature: float = field(default=2.0, metadata={"help": "softens teacher and student alike"})
+    alpha_end: float | None = field(default=None, metadata={"help": "alpha in the last step"})
+    temperature_end: float | None = field(default=None, metadata={"help": "in the last step"})
+    lmbda: float = field(default=0.0, metadata={"help": "share of on-policy steps, 0 to 1"})
+    sampling_temperature: float = field(default=1.0, metadata={"help": "of the student's words"})
+    sampling_top_p: float = field(default=1.0, metadata={"help": "of the student's words"})
+    max_reply_tokens: int = field(default=64, metadata={"help": "longest reply on policy"})
     bucket_by_length: bool = field(default=False, metadata={"help": "batch like lengths together"})
     max_length: int | None = field(default=None, metadata={"help": "longest conversation, tokens"})
     report_to: str | list[str] | None = field(default="none")
@@ -56,10 +73,19 @@ class DistillationArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.alpha <= 1.0:
-            raise UserError(f"alpha is {self.alpha}: it is a weight, so give a number from 0 to 1")
-        if not self.temperature > 0.0:
-            raise UserError(f"temperature is {self.temperature}: give a number above 0")
+        for name in ("alpha", "alpha_end", "lmbda"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise UserError(f"{name} is {value}: it is a weight, so give a number from 0 to 1")
+        for name in ("temperature", "temperature_end"):
+            value = getattr(self, name)
+            if value is not None and not value > 0.0:
+                raise UserError(f"{name} is {value}: give a number above 0")
+        Sampling(self.sampling_temperature, self.sampling_top_p)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.alpha > 0.0 or (self.alpha_end or 0.0) > 0.0 or self.lmbda > 0.0
 
 
 class DistillationTrainer(WholeCheckpoints):
@@ -69,6 +95,8 @@ class DistillationTrainer(WholeCheckpoints):
     them, not shifted), or rows of `messages`, which are encoded with `processing_class`. Without a
     teacher, or with `alpha=0`, the loss is the labels' alone. `predict(rows)` gives, for each
     conversation, the summed −log q[label] as `predictions` and the number of labels as `label_ids`.
+    `rollout` is how the student comes to speak in on-policy steps: by default one turn of each
+    conversation of the batch (`on_policy.OneTurn`).
 
     Raises `UserError` when teacher and student share weights, when their vocabularies cannot be
     compared, or when one of them looks ahead.
@@ -88,6 +116,7 @@ class DistillationTrainer(WholeCheckpoints):
         divergence: Divergence = forward_kl,
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         data_collator: Callable | None = None,
+        rollout: Rollout | None = None,
         **trainer_options: Any,
     ) -> None:
         if data_collator is None and processing_class is not None:
@@ -106,7 +135,8 @@ class DistillationTrainer(WholeCheckpoints):
         if keeps_cache is not None:
             student.config.use_cache = keeps_cache
         self.divergence = divergence
-        self.teacher = teacher if args.alpha > 0.0 else None
+        self.teacher = teacher if args.needs_teacher else None
+        self.rollout = rollout or _one_turn(args, self.teacher, processing_class)
         self.shared_ids: int | None = None
         if self.teacher is not None:
             self.shared_ids = _shared_ids(
@@ -121,7 +151,8 @@ class DistillationTrainer(WholeCheckpoints):
         self._epochs = EpochTeller()
         self.add_callback(self._epochs)
         self._parts: dict[str, Tensor] = {}
-        self._steps = 0  # that the parts are summed over
+        self._steps: Counter[str] = Counter()  # that each part is summed over
+        self._on_policy = False  # whether this step is
 
     # --- the loss -----------------------------------------------------------------------------
 
@@ -141,28 +172,40 @@ class DistillationTrainer(WholeCheckpoints):
         count = len(labels) if num_items_in_batch is None else num_items_in_batch
         count = torch.as_tensor(count, device=labels.device).clamp(min=1)
         logits = logits_at(model, inputs, rows, self.model)
-        parts = []
-        if self.teacher is not None:
+        alpha, parts = self._alpha, []
+        if self.teacher is not None and alpha > 0.0:
             soft = self._soft_loss(self.teacher, logits, inputs, rows) / count
-            parts.append(self._alpha * self._note("soft_loss", soft))
-        if self._alpha < 1.0:
+            name = "on_policy_loss" if self._on_policy else "soft_loss"
+            parts.append(alpha * self._note(name, soft))
+        if alpha < 1.0:
             smoothing = self.args.label_smoothing_factor
             hard = label_loss(logits, labels, label_smoothing=smoothing, num_items=count)
-            parts.append((1.0 - self._alpha) * self._note("hard_loss", hard))
-        loss = torch.stack(parts).sum()
+            parts.append((1.0 - alpha) * self._note("hard_loss", hard))
+        loss = self._note("loss", torch.stack(parts).sum())
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         return (loss, {"logits": logits}) if return_outputs else loss
 
     @property
     def _alpha(self) -> float:
-        return 0.0 if self.teacher is None else self.args.alpha
+        if self.teacher is None:
+            return 0.0
+        return 1.0 if self._on_policy else self._scheduled(self.args.alpha, self.args.alpha_end)
+
+    @property
+    def _temperature(self) -> float:
+        return self._scheduled(self.args.temperature, self.args.temperature_end)
+
+    def _scheduled(self, start: float, end: float | None) -> float:
+        """On the line from `start` in the first step to `end` in the last."""
+        done = min(1.0, self.state.global_step / max(1, self.state.max_steps - 1))
+        return start if end is None else start + done * (end - start)
 
     def _soft_loss(
         self, teacher: PreTrainedModel, logits: Tensor, inputs: dict[str, Any], rows: Tensor
     ) -> Tensor:
         """T² (the divergence's own power of T) times the sum of D(teacher, student) over `rows`."""
-        temperature = self.args.temperature
+        temperature = self._temperature
         if teacher.training:  # somebody called train() on it since
             teacher.eval()
         with torch.no_grad(), self.accelerator.autocast():
@@ -184,9 +227,21 @@ class DistillationTrainer(WholeCheckpoints):
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
-        self._steps += 1
+        self._begin_step()
+        if self._on_policy and self.rollout is not None:
+            step = self.state.global_step
+            student: Any = self.model  # without the wrapper of several processes
+            rows = [self.rollout(student, batch, step) for batch in batches]
+            batches = [self.data_collator(written) for written in rows]
         counts = [(shifted_labels(batch) != IGNORE_INDEX).sum() for batch in batches]
         return batches, self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
+
+    def _begin_step(self) -> None:
+        """Decide whether the step is on policy, and count it for what the log shows."""
+        seed, step = self.args.seed, self.state.global_step
+        self._on_policy = self.rollout is not None and is_on_policy(self.args.lmbda, seed, step)
+        kind = "on_policy_loss" if self._on_policy else "soft_loss"
+        self._steps.update(["loss", kind] + ["hard_loss"] * (not self._on_policy))
 
     # --- what is logged -----------------------------------------------------------------------
 
@@ -198,14 +253,20 @@ class DistillationTrainer(WholeCheckpoints):
         return value
 
     def log(self, logs: dict[str, float], *rest: Any, **named: Any) -> None:
-        """As in the base class, and beside loss = α·soft_loss + (1−α)·hard_loss the two parts."""
+        """As in the base class, and beside the loss its parts, and what is on a schedule.
+
+        `soft_loss` and `hard_loss` are means over the steps that have labels, `on_policy_loss` over
+        those that have not.
+        """
         if "loss" in logs and self._parts:
             for name, value in self._parts.items():
                 total = self.accelerator.reduce(value, reduction="sum").item()
-                logs[name] = total / max(self._steps, 1)
-            soft, hard = logs.get("soft_loss", 0.0), logs.get("hard_loss", 0.0)
-            logs["loss"] = self._alpha * soft + (1.0 - self._alpha) * hard
-            self._parts, self._steps = {}, 0
+                logs[name] = total / max(self._steps[name], 1)
+            for name in ("alpha", "temperature"):
+                end = getattr(self.args, f"{name}_end")
+                if end is not None:
+                    logs[name] = self._scheduled(getattr(self.args, name), end)
+            self._parts, self._steps = {}, Counter()
         super().log(logs, *rest, **named)
 
     # --- evaluation ---------------------------------------------------------------------------
@@ -264,10 +325,28 @@ class DistillationTrainer(WholeCheckpoints):
 
     def train(self, *args: Any, **named: Any) -> Any:
         """As in the base class. The counters that the log shows start anew."""
-        self._parts, self._steps = {}, 0
+        self._parts, self._steps = {}, Counter()
         if self.teacher is not None:
             self.teacher.eval()
-        return super().train(*args, **named)
+        try:
+            return super().train(*args, **named)
+        finally:
+            self._on_policy = False
+
+
+def _one_turn(
+    args: DistillationArguments, teacher: Any, tokenizer: PreTrainedTokenizerBase | None
+) -> Rollout | None:
+    """The rollout of a trainer that is given none, where it needs one."""
+    if args.lmbda == 0.0:
+        return None
+    if teacher is None or tokenizer is None:
+        raise UserError(
+            f"lmbda is {args.lmbda}: on-policy steps need a teacher, who scores the student's "
+            "words, and processing_class=tokenizer, which knows the end of a turn"
+        )
+    sampling = Sampling(args.sampling_temperature, args.sampling_top_p, args.seed)
+    return OneTurn(tokenizer, sampling, args.max_reply_tokens)
 
 
 def _encoded(dataset: Any, tokenizer: Any, max_length: int | None) -> Any:

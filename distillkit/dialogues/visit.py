@@ -23,7 +23,7 @@ class Visit:
     The same split and seed give the same goal, in the same world, on every platform.
     """
 
-    def __init__(self, seed: int, split: str = "test"):
+    def __init__(self, seed: int | str, split: str = "test"):
         self.rng = Random(f"visit/{split}/{seed}")
         self.world = draw_world(split, int(self.rng.random() * WORLDS_PER_SPLIT))
         self.visitor = Visitor(draw_goal(self.world, self.rng), self.world, self.rng)
@@ -110,7 +110,7 @@ def front_desk(count: int, *, seed: int = 0, split: str = "train") -> list[dict]
 
 
 def _conversation(key: str, split: str) -> dict:
-    visit = Visit(key, split)  # type: ignore[arg-type]
+    visit = Visit(key, split)
     play_desk(visit, Random(f"desk/{split}/{key}"))
     if not visit.success:
         raise AssertionError(f"the desk failed visit {split}/{key}: {visit.failure}")

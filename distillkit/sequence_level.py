@@ -1,0 +1,280 @@
+"""Sequence-level distillation: the teacher writes text once, and students learn it as labels.
+
+`write_replies` lets the teacher answer every assistant turn of given conversations; `write_visits`
+lets it serve simulated visitors from the first word to the last; `read_written` reads what a
+teacher wrote that answers nothing but text, such as a model behind an interface. All three give
+rows of `messages`, and count what they left out: replies that came to no end, and doubles.
+
+The text lies in a file of JSON lines, with a manifest beside it of all that it depends on: weights,
+prompts, settings. It grows in whole batches. A writer that was killed has lost the batch it was at,
+and when it is called again it goes on and ends with the same bytes.
+
+Source: Kim and Rush 2016, "Sequence-Level Knowledge Distillation".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from distillkit.chat import encode_prompt, read_reply
+from distillkit.decoding import end_of_turn_ids, generate_replies
+from distillkit.dialogues import Visit
+from distillkit.dialogues.rows import check_row
+from distillkit.errors import UserError
+from distillkit.evaluation import serve
+from distillkit.sampling import Sampling
+
+Row = dict[str, Any]
+Found = Iterable[Row | str]  # rows, and in place of one left out the reason
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a teacher wrote: rows of `messages`, and how many were left out for each reason."""
+
+    rows: list[Row]
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+def write_replies(
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Mapping[str, Any]],
+    file: str | os.PathLike[str],
+    *,
+    samples: int = 1,
+    sampling: Sampling | None = None,
+    max_reply_tokens: int = 64,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Written:
+    """The teacher's replies at every assistant turn of `conversations`, `samples` of them each.
+
+    A row holds the messages before the turn, and the teacher's reply. The assistant's words in the
+    history are not the teacher's: they have `"weight": 0`, so that `encode_rows` gives them no
+    labels. Without `sampling` the replies are greedy.
+
+    Raises UserError when `file` holds text of another teacher, of other prompts or settings.
+    """
+    if samples < 1 or (samples > 1 and sampling is None):
+        raise UserError(
+            f"samples is {samples}: give at least 1, and more than 1 with sampling=Sampling(…) "
+            "alone, as greedy replies are all the same"
+        )
+    prompts = [
+        _as_history(row["messages"][:place])
+        for row in conversations
+        for place, message in enumerate(row["messages"])
+        if message["role"] == "assistant"
+    ]
+    tasks = [(number, sample) for number in range(len(prompts)) for sample in range(samples)]
+    ends = end_of_turn_ids(teacher, tokenizer)
+
+    def write(part: list[tuple[int, int]]) -> Iterator[Row | str]:
+        replies = generate_replies(
+            teacher,
+            tokenizer,
+            [encode_prompt(tokenizer, prompts[number]) for number, _ in part],
+            max_reply_tokens=max_reply_tokens,
+            batch_size=batch_size,
+            sampling=sampling,
+            keys=part,
+        )
+        for (number, _), reply in zip(part, replies, strict=True):
+            if reply[-1] not in ends:
+                yield "came to no end"
+            else:
+                yield {"messages": [*prompts[number], read_reply(tokenizer, reply)]}
+
+    settings = {"samples": samples, "sampling": sampling, "max_reply_tokens": max_reply_tokens}
+    manifest = _manifest(teacher, tokenizer, prompts, batch_size=batch_size, **settings)
+    return _Book(Path(file), manifest).fill(tasks, batch_size, write, progress)
+
+
+def write_visits(
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    visitors: Sequence[int | str],
+    file: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    sampling: Sampling | None = None,
+    max_reply_tokens: int = 64,
+    batch_size: int = 250,
+    progress: bool = False,
+) -> Written:
+    """The visits of these simulated visitors (`Visit(visitor, split)`), served by the teacher.
+
+    A row is a whole visit, and each of its assistant turns is the teacher's. A visit that failed is
+    left out: the visitor breaks it off, so it teaches nothing about how a visit ends.
+    """
+
+    def write(part: list[int | str]) -> Iterator[Row | str]:
+        visits = [Visit(visitor, split) for visitor in part]
+        serve(
+            teacher,
+            tokenizer,
+            visits,
+            batch_size=batch_size,
+            max_reply_tokens=max_reply_tokens,
+            sampling=sampling,
+            keys=part,
+        )
+        for visit in visits:
+            yield {"messages": visit.messages} if visit.success else "failed visits"
+
+    settings = {"split": split, "sampling": sampling, "max_reply_tokens": max_reply_tokens}
+    manifest = _manifest(teacher, tokenizer, visitors, batch_size=batch_size, **settings)
+    return _Book(Path(file), manifest).fill(list(visitors), batch_size, write, progress)
+
+
+def read_written(file: str | os.PathLike[str]) -> Written:
+    """What a black-box teacher wrote: JSON lines of `messages`, or of `prompt` and `text`.
+
+    `prompt` may be a text or a list of messages. A line whose `finish_reason` is "length" was cut
+    off where it was written, and is left out like a double or a line that cannot be read.
+    """
+    rows: list[Row] = []
+    left_out: Counter[str] = Counter()
+    seen: set[str] = set()
+    with open(file, encoding="utf-8") as lines:
+        for found in map(_read_line, filter(str.strip, lines)):
+            _note(found, rows, left_out, seen)
+    if not rows:
+        raise UserError(
+            f"{file} holds no reply to learn from ({dict(left_out) or 'it is empty'}): expected "
+            'lines like {"messages": […]} or {"prompt": "…", "text": "…"}'
+        )
+    return Written(rows, dict(left_out))
+
+
+def _read_line(line: str) -> Row | str:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return "not JSON"
+    if isinstance(value, dict) and value.get("finish_reason") == "length":
+        return "came to no end"
+    if isinstance(value, dict) and "messages" not in value and "prompt" in value:
+        prompt = value["prompt"]
+        history = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        reply = {"role": "assistant", "content": value.get("text")}
+        if not isinstance(history, list):
+            return "the prompt is neither text nor messages"
+        value = {"messages": [*_as_history(history), reply]}
+    row, reason = check_row(value)
+    return {"messages": row["messages"]} if row else reason
+
+
+def _as_history(messages: Sequence[Any]) -> list[Any]:
+    """Messages that are read and not learned."""
+    return [
+        {**message, "weight": 0} if message.get("role") == "assistant" else message
+        for message in messages
+    ]
+
+
+def _note(found: Row | str, rows: list[Row], left_out: Counter[str], seen: set[str]) -> None:
+    if isinstance(found, str):
+        left_out[found] += 1
+        return
+    name = _digest(found["messages"])
+    if name in seen:
+        left_out["doubles"] += 1
+    else:
+        seen.add(name)
+        rows.append(found)
+
+
+class _Book:
+    """A file of JSON lines and its manifest, which says how much of the file is whole."""
+
+    def __init__(self, file: Path, depends_on: dict[str, Any]) -> None:
+        self.file, self.manifest = file, file.with_name(file.name + ".manifest.json")
+        self.depends_on = depends_on
+        self.state: dict[str, Any] = {"done": 0, "bytes": 0, "left_out": {}}
+
+    def fill(
+        self, tasks: list, batch_size: int, write: Callable[[list], Found], progress: bool
+    ) -> Written:
+        """Write what is missing, batch by batch; all rows, those that were there among them."""
+        rows = self._open()
+        seen, left_out = {_digest(row["messages"]) for row in rows}, Counter(self.state["left_out"])
+        bar = tqdm(
+            total=len(tasks), initial=self.state["done"], desc="written", disable=not progress
+        )
+        with bar, open(self.file, "ab") as lines:
+            while (done := self.state["done"]) < len(tasks):
+                part, new = tasks[done : done + batch_size], len(rows)
+                for found in write(part):
+                    _note(found, rows, left_out, seen)
+                for row in rows[new:]:
+                    lines.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+                lines.flush()
+                os.fsync(lines.fileno())
+                self.state = {"done": done + len(part), "bytes": lines.tell()}
+                self.state["left_out"] = dict(left_out)
+                self._keep()
+                bar.update(len(part))
+        return Written(rows, dict(left_out))
+
+    def _open(self) -> list[Row]:
+        """The rows that were written whole; what stands behind them is cut off."""
+        if not self.manifest.exists():
+            if self.file.exists():
+                raise UserError(f"{self.file} is there without {self.manifest.name}: move it away")
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._keep()
+            self.file.touch()
+            return []
+        kept = json.loads(self.manifest.read_text(encoding="utf-8"))
+        for name, mine in self.depends_on.items():
+            if kept["depends_on"].get(name) != mine:
+                raise UserError(
+                    f"{self.file} was written with {name} {kept['depends_on'].get(name)}, now it "
+                    f"is {mine}: give another file, or remove this one and its manifest"
+                )
+        self.state = kept["state"]
+        self.file.touch()
+        if self.file.stat().st_size < self.state["bytes"]:
+            raise UserError(f"{self.file} is shorter than its manifest says: remove both")
+        os.truncate(self.file, self.state["bytes"])
+        return [json.loads(line) for line in self.file.read_text(encoding="utf-8").split("\n")[:-1]]
+
+    def _keep(self) -> None:
+        aside = self.manifest.with_suffix(".part")
+        content = {"depends_on": self.depends_on, "state": self.state}
+        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(aside, self.manifest)
+
+
+def _manifest(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Any, **settings: Any
+) -> dict[str, Any]:
+    weights = sha256()
+    for name, tensor in teacher.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    drawn = settings.pop("sampling")
+    return {
+        "teacher": weights.hexdigest()[:16],
+        "tokenizer": _digest([tokenizer.get_vocab(), tokenizer.chat_template]),
+        "prompts": _digest(list(prompts)),
+        "sampling": None if drawn is None else asdict(drawn),
+        **settings,
+    }
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return sha256(text.encode()).hexdigest()[:16]
