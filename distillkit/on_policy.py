@@ -18,7 +18,7 @@ Structured Prediction to No-Regret Online Learning" (DAgger).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
@@ -88,33 +88,47 @@ class OneTurn:
 class WholeVisits:
     """As many simulated visitors as the batch has conversations, served by the student to the end.
 
-    The visitors are those of `split` whose names the seed, the step and the batch's conversations
-    give. A visit ends where it fails; what the student has said until then is what it learns from.
+    They are drawn from `visitors`, names for `Visit(name, split)`, by the seed, the step and the
+    batch's conversations. A visit ends where it fails; what the student has said until then is what
+    it learns from.
     """
 
     tokenizer: PreTrainedTokenizerBase
+    visitors: Sequence[int | str]
     sampling: Sampling
     max_reply_tokens: int = 64
     split: str = "train"
 
     def __call__(self, student: PreTrainedModel, batch: Mapping[str, Any], step: int) -> list[Row]:
-        names = [
-            f"on-policy/{self.sampling.seed}/{step}/{_name(ids)}"
+        keys = [
+            f"{step}/{_name(ids)}"
             for ids, labels in _conversations(batch)
             if any(label != IGNORE_INDEX for label in labels)
         ]
-        heard: dict[str, list[Row]] = {name: [] for name in names}
+        drawn = [
+            Random(f"{self.sampling.seed}/visitor/{key}").choice(self.visitors) for key in keys
+        ]
+        return self.serve(student, drawn, keys) or [_row([0, 0], [])]
+
+    def serve(
+        self, student: PreTrainedModel, visitors: Sequence[int | str], keys: Sequence[Hashable]
+    ) -> list[Row]:
+        """What the student says to these visitors; `keys` name the random numbers."""
+        heard: list[list[Row]] = [[] for _ in visitors]
         decode(
             student,
-            (self._converse(student, Visit(name, self.split), heard[name]) for name in heard),
+            (
+                self._converse(student, Visit(visitor, self.split), rows)
+                for visitor, rows in zip(visitors, heard, strict=True)
+            ),
             end_ids=end_of_turn_ids(student, self.tokenizer),
             max_reply_tokens=self.max_reply_tokens,
             sampling=self.sampling,
-            keys=list(heard),
+            keys=keys,
         )
-        return [row for rows in heard.values() for row in rows] or [_row([0, 0], [])]
+        return [row for rows in heard for row in rows]
 
-    def _converse(self, student: PreTrainedModel, visit: Any, rows: list[Row]) -> Conversation:
+    def _converse(self, student: PreTrainedModel, visit: Visit, rows: list[Row]) -> Conversation:
         """Serve one visit. A row goes on as long as each prompt begins with what it holds."""
         limit, read = position_limit(student), prompt_reader(self.tokenizer, {})
         while not visit.done:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -202,7 +203,7 @@ class _Book:
     def __init__(self, file: Path, depends_on: dict[str, Any]) -> None:
         self.file, self.manifest = file, file.with_name(file.name + ".manifest.json")
         self.depends_on = depends_on
-        self.state: dict[str, Any] = {"done": 0, "bytes": 0, "left_out": {}}
+        self.state: dict[str, Any] = {"done": 0, "bytes": 0, "left_out": {}, "seconds": 0.0}
 
     def fill(
         self, tasks: list, batch_size: int, write: Callable[[list], Found], progress: bool
@@ -215,14 +216,15 @@ class _Book:
         )
         with bar, open(self.file, "ab") as lines:
             while (done := self.state["done"]) < len(tasks):
-                part, new = tasks[done : done + batch_size], len(rows)
+                part, new, began = tasks[done : done + batch_size], len(rows), time.perf_counter()
                 for found in write(part):
                     _note(found, rows, left_out, seen)
                 for row in rows[new:]:
                     lines.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
                 lines.flush()
                 os.fsync(lines.fileno())
-                self.state = {"done": done + len(part), "bytes": lines.tell()}
+                seconds = round(self.state["seconds"] + time.perf_counter() - began, 2)
+                self.state = {"done": done + len(part), "bytes": lines.tell(), "seconds": seconds}
                 self.state["left_out"] = dict(left_out)
                 self._keep()
                 bar.update(len(part))

@@ -54,7 +54,8 @@ class DistillationArguments(TrainingArguments):
 
     `lmbda` is the share of the steps that learn from the student's own words, sampled anew at
     `sampling_temperature` and `sampling_top_p`, which have nothing to do with `temperature`. There
-    are no labels for them, so the hard term falls away and alpha is 1 in these steps.
+    are no labels for them, so the hard term falls away and alpha is 1 in these steps. The first
+    `off_policy_steps` are not on policy: from a student that cannot speak yet nobody learns.
     """
 
     alpha: float = field(default=0.5, metadata={"help": "weight of the teacher's term, 0 to 1"})
@@ -62,6 +63,7 @@ class DistillationArguments(TrainingArguments):
     alpha_end: float | None = field(default=None, metadata={"help": "alpha in the last step"})
     temperature_end: float | None = field(default=None, metadata={"help": "in the last step"})
     lmbda: float = field(default=0.0, metadata={"help": "share of on-policy steps, 0 to 1"})
+    off_policy_steps: int = field(default=0, metadata={"help": "that come before any on policy"})
     sampling_temperature: float = field(default=1.0, metadata={"help": "of the student's words"})
     sampling_top_p: float = field(default=1.0, metadata={"help": "of the student's words"})
     max_reply_tokens: int = field(default=64, metadata={"help": "longest reply on policy"})
@@ -152,7 +154,7 @@ class DistillationTrainer(WholeCheckpoints):
         self.add_callback(self._epochs)
         self._parts: dict[str, Tensor] = {}
         self._steps: Counter[str] = Counter()  # that each part is summed over
-        self._on_policy = False  # whether this step is
+        self.on_policy = False  # whether this step learns from the student's own words
 
     # --- the loss -----------------------------------------------------------------------------
 
@@ -175,7 +177,7 @@ class DistillationTrainer(WholeCheckpoints):
         alpha, parts = self._alpha, []
         if self.teacher is not None and alpha > 0.0:
             soft = self._soft_loss(self.teacher, logits, inputs, rows) / count
-            name = "on_policy_loss" if self._on_policy else "soft_loss"
+            name = "on_policy_loss" if self.on_policy else "soft_loss"
             parts.append(alpha * self._note(name, soft))
         if alpha < 1.0:
             smoothing = self.args.label_smoothing_factor
@@ -190,7 +192,7 @@ class DistillationTrainer(WholeCheckpoints):
     def _alpha(self) -> float:
         if self.teacher is None:
             return 0.0
-        return 1.0 if self._on_policy else self._scheduled(self.args.alpha, self.args.alpha_end)
+        return 1.0 if self.on_policy else self._scheduled(self.args.alpha, self.args.alpha_end)
 
     @property
     def _temperature(self) -> float:
@@ -228,7 +230,7 @@ class DistillationTrainer(WholeCheckpoints):
         if not batches:
             return batches, None
         self._begin_step()
-        if self._on_policy and self.rollout is not None:
+        if self.on_policy and self.rollout is not None:
             step = self.state.global_step
             student: Any = self.model  # without the wrapper of several processes
             rows = [self.rollout(student, batch, step) for batch in batches]
@@ -239,9 +241,10 @@ class DistillationTrainer(WholeCheckpoints):
     def _begin_step(self) -> None:
         """Decide whether the step is on policy, and count it for what the log shows."""
         seed, step = self.args.seed, self.state.global_step
-        self._on_policy = self.rollout is not None and is_on_policy(self.args.lmbda, seed, step)
-        kind = "on_policy_loss" if self._on_policy else "soft_loss"
-        self._steps.update(["loss", kind] + ["hard_loss"] * (not self._on_policy))
+        lmbda = self.args.lmbda if step >= self.args.off_policy_steps else 0.0
+        self.on_policy = self.rollout is not None and is_on_policy(lmbda, seed, step)
+        kind = "on_policy_loss" if self.on_policy else "soft_loss"
+        self._steps.update(["loss", kind] + ["hard_loss"] * (not self.on_policy))
 
     # --- what is logged -----------------------------------------------------------------------
 
@@ -331,7 +334,7 @@ class DistillationTrainer(WholeCheckpoints):
         try:
             return super().train(*args, **named)
         finally:
-            self._on_policy = False
+            self.on_policy = False
 
 
 def _one_turn(

@@ -19,6 +19,7 @@ class RememberingTeacher(nn.Module):
         self.teacher = teacher
         self.config = teacher.config
         self.seen: dict[tuple[int, ...], torch.Tensor] = {}
+        self.full = False  # what comes from now on is read, and not kept
 
     def get_output_embeddings(self) -> nn.Module:
         return self.teacher.get_output_embeddings()
@@ -27,12 +28,15 @@ class RememberingTeacher(nn.Module):
         """Logits of conversations that are padded on the right, with a token that is only that."""
         lengths = (input_ids != self.config.pad_token_id).sum(1).tolist()
         keys = [tuple(ids[:n]) for ids, n in zip(input_ids.tolist(), lengths, strict=True)]
-        for key in keys:
-            if key not in self.seen:
-                alone = torch.tensor([key])
-                hidden = self.teacher.model(alone, use_cache=False).last_hidden_state
-                self.seen[key] = hidden.squeeze(0)
-        states = nn.utils.rnn.pad_sequence([self.seen[key] for key in keys], batch_first=True)
+        states = nn.utils.rnn.pad_sequence([self._read(key) for key in keys], batch_first=True)
         missing = input_ids.shape[1] - states.shape[1]
         states = nn.functional.pad(states, (0, 0, 0, missing))
         return CausalLMOutput(logits=self.get_output_embeddings()(states))
+
+    def _read(self, key: tuple[int, ...]) -> torch.Tensor:
+        if key in self.seen:
+            return self.seen[key]
+        hidden = self.teacher.model(torch.tensor([key]), use_cache=False).last_hidden_state
+        if not self.full:
+            self.seen[key] = hidden.squeeze(0)
+        return hidden.squeeze(0)

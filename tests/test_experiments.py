@@ -168,6 +168,22 @@ def test_the_stages_of_a_teacher_train_and_are_measured(monkeypatch):
     assert learned == [turns, all_tokens, (4, False, 2), (3, False, 4), all_tokens, few]
 
 
+@pytest.mark.slow  # every method in turn: 60 s
+def test_every_method_trains_and_is_measured(tmp_path, monkeypatch):
+    methods = importlib.import_module("07_methods")
+    small = {"STEPS": 4, "EVERY": 2, "SERVE_EVERY": 4, "CONVERSATIONS": 24, "VALIDATION": 3}
+    small |= {"DEVELOPMENT_VISITS": 2, "VISITS": 2, "TEST": 2, "OWN": 2, "SPEAKING": 0.5}
+    for name, value in (small | {"WORK": tmp_path}).items():
+        monkeypatch.setattr(methods, name, value)
+    school = methods.School()
+    for arm, method in methods.METHODS.items():
+        run = methods.fight(arm, 0, method.trials[0], school)
+        assert [step for step, *_ in run["curve"]] == [2, 4] and len(run["successes"]) == 2
+        assert run["kl"] > 0 and run["kl_own_words"] > 0
+        assert (run["teacher_seconds"] > 0) == bool(method.text or method.divergence)
+    assert len(school.teacher.seen) == 24  # what the student says is not remembered
+
+
 @pytest.mark.slow  # trains three models, if only for a step: 16 s
 def test_the_job_on_real_conversations_can_be_stopped_and_moved(tmp_path, monkeypatch):
     job = importlib.import_module("04_real_dialogues")

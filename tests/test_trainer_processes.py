@@ -16,6 +16,7 @@ CASES = {
     "micro-batches": ({"batch_size": 1, "accumulate": 2}, {}),
     "buckets": ({"batch_size": 2}, {"bucket_by_length": True}),
     "teacher alone": ({"batch_size": 1, "accumulate": 2}, {"alpha": 1.0}),
+    "on policy": ({"batch_size": 1, "accumulate": 2}, {"lmbda": 0.5, "max_reply_tokens": 9}),
     "labels alone": ({"batch_size": 2}, {"alpha": 0.0, "label_smoothing_factor": 0.1}),
 }
 SAVES = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}

@@ -84,7 +84,7 @@ def two_epochs(folder, *, batch_size=4, accumulate=1, resume=False, **options):
 
 def assert_same_run(log, weights, trainer):
     """The losses of every step, and the weights after the last, are those of `trainer`."""
-    names = ("loss", "soft_loss", "hard_loss", "grad_norm", "eval_loss")
+    names = ("loss", "soft_loss", "hard_loss", "on_policy_loss", "grad_norm", "eval_loss")
     theirs = trainer.state.log_history
     assert len(log) == len(theirs)
     for mine, its in zip(log[:-1], theirs[:-1], strict=True):
