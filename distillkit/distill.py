@@ -82,7 +82,7 @@ def distill(
     """
     began, chosen = time.time(), Settings(**settings)
     pair = None if teacher is None else _opened(teacher)
-    if pair is None and chosen.alpha > 0:
+    if pair is None and chosen.taught:
         raise UserError("there is no teacher: name one, or give alpha 0 to train on labels alone")
     model, tokenizer = _student(student, pair, train_rows, chosen)
     chosen = _completed(chosen, student, [model, *([pair[0]] if pair else [])])
@@ -178,9 +178,9 @@ class _School:
 
     def train(self, student: PreTrainedModel, *, compare_labels: bool) -> tuple[dict, dict]:
         """role -> model (the teacher's too), and role -> what its training logged."""
-        alpha = self.settings.alpha
-        models = {"distilled" if alpha > 0 else "labels": student}
-        if compare_labels and alpha > 0:
+        taught = self.settings.taught
+        models = {"distilled" if taught else "labels": student}
+        if compare_labels and taught:
             models["labels"] = copy.deepcopy(student)
         histories = {role: self._fit(role, learner) for role, learner in models.items()}
         if self.teacher is not None:
@@ -213,7 +213,7 @@ class _School:
         self, role: str, student: PreTrainedModel, folder: Path, bar: _Bar, *, first: bool
     ) -> DistillationTrainer:
         teacher, teacher_tokenizer = self.teacher or (None, None)
-        plan = self.settings if role == "distilled" else replace(self.settings, alpha=0.0)
+        plan = self.settings if role == "distilled" else self.settings.by_labels()
         trainer = DistillationTrainer(
             student,
             teacher,
@@ -297,9 +297,9 @@ def main(args: argparse.Namespace) -> int:
     """Run the command; the exit status."""
     settings = {each.name: getattr(args, each.name) for each in fields(Settings)}
     out = Path(args.out).expanduser()
-    teacher = args.teacher or ("front-desk-teacher" if args.alpha > 0 else None)
     check_new(out, Path(f"{out}.unfinished"), args.resume)
-    Settings(**settings)  # refused before the data is read
+    taught = Settings(**settings).taught  # wrong ones are refused before the data is read
+    teacher = args.teacher or ("front-desk-teacher" if taught else None)
     train, held_out, test = _data(args)
     try:
         metrics = distill(

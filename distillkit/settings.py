@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from distillkit import cross_tokenizer, losses, sparse_losses
 from distillkit.errors import UserError
+from distillkit.sampling import Sampling
 from distillkit.training import DistillationArguments
 
 DIVERGENCES: dict[str, Callable[..., losses.Divergence]] = {
@@ -48,6 +49,12 @@ class Settings:
     weight_decay: float = _setting(0.0, "decay of the weights, with adamw")
     alpha: float = _setting(0.5, "weight of the teacher's term; 0: labels only, 1: teacher only")
     temperature: float = _setting(2.0, "softens teacher and student alike")
+    alpha_end: float | None = _setting(None, "alpha in the last step, reached in a line")
+    temperature_end: float | None = _setting(None, "temperature in the last step, likewise")
+    lmbda: float = _setting(0.0, "share of the steps that learn from the student's own words")
+    sampling_temperature: float = _setting(1.0, "of those words; apart from temperature")
+    sampling_top_p: float = _setting(1.0, "of those words: the likeliest tokens of that mass")
+    max_reply_tokens: int = _setting(64, "longest reply of the student on policy")
     divergence: str = _setting(
         "forward_kl", f"one of {', '.join(DIVERGENCES)}; a parameter follows a colon (skew_kl:0.1)"
     )
@@ -59,14 +66,21 @@ class Settings:
     seed: int = _setting(0, "of the new student's weights and the order of the data")
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "eval_every", "max_length"):
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "eval_every",
+            "max_length",
+            "max_reply_tokens",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: give at least 1")
-        for name in ("alpha", "label_smoothing", "warmup"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
+        for name in ("alpha", "alpha_end", "lmbda", "label_smoothing", "warmup"):
+            if not 0.0 <= (getattr(self, name) or 0.0) <= 1.0:
                 raise UserError(f"{name} is {getattr(self, name)}: give a number from 0 to 1")
-        for name in ("learning_rate", "temperature"):
+        for name in ("learning_rate", "temperature", "temperature_end"):
             value = getattr(self, name)
             if value is not None and not (value > 0.0 and math.isfinite(value)):
                 raise UserError(f"{name} is {value}: give a number above 0")
@@ -78,6 +92,16 @@ class Settings:
             if getattr(self, name) not in known:
                 raise UserError(f"{name} is {getattr(self, name)!r}: give {', '.join(known)}")
         divergence_named(self.divergence)
+        Sampling(self.sampling_temperature, self.sampling_top_p)
+
+    @property
+    def taught(self) -> bool:
+        """Whether a teacher takes part."""
+        return max(self.alpha, self.alpha_end or 0.0, self.lmbda) > 0.0
+
+    def by_labels(self) -> Settings:
+        """The same without a teacher."""
+        return replace(self, alpha=0.0, alpha_end=None, lmbda=0.0)
 
     @property
     def interval(self) -> int:
@@ -98,6 +122,12 @@ def training_arguments(folder: Path, settings: Settings, *, first: bool) -> Dist
         weight_decay=settings.weight_decay,
         alpha=settings.alpha,
         temperature=settings.temperature,
+        alpha_end=settings.alpha_end,
+        temperature_end=settings.temperature_end,
+        lmbda=settings.lmbda,
+        sampling_temperature=settings.sampling_temperature,
+        sampling_top_p=settings.sampling_top_p,
+        max_reply_tokens=settings.max_reply_tokens,
         label_smoothing_factor=settings.label_smoothing,
         bucket_by_length=True,
         eval_on_start=first,

@@ -194,7 +194,7 @@ class DistillationTrainer(FeatureTrainer):
         with self.looking_inside(self.model, 0) as student_inside:
             logits = logits_at(model, inputs, rows, self.model)
         alpha, parts = self._alpha, []
-        if self.teacher is not None:
+        if self.teacher is not None and (alpha > 0.0 or self.features is not None):
             with self.looking_inside(self.teacher, 1) as teacher_inside:
                 teacher_logits = self._teacher_logits(self.teacher, inputs, rows)
             whole = num_items_in_batch is not None

@@ -328,6 +328,31 @@ def test_resume_with_nothing_to_resume_starts(command):
     assert command(resume=True) == 0
 
 
+# --- On policy, and schedules -------------------------------------------------------------------
+
+
+def test_a_student_that_speaks_while_it_learns_goes_on_where_it_was_stopped(
+    command, place, monkeypatch
+):
+    options = {"lmbda": 0.5, "max_reply_tokens": 5, "alpha": 0.2, "alpha_end": 0.8}
+    assert command(**options) == 0
+    whole = load_file(place / "mine" / "model.safetensors")
+    shutil.rmtree(place / "mine")
+    with monkeypatch.context() as patch:
+        StopAt(patch, "distilled", 5)
+        assert command(**options) == 130
+    assert command(resume=True, **options) == 0
+    resumed = load_file(place / "mine" / "model.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    settings = json.loads((place / "mine" / "metrics.json").read_text())["settings"]
+    assert settings.items() >= options.items()
+
+
+def test_labels_to_compare_with_have_no_teacher_at_all():
+    settings = Settings(alpha=0.0, lmbda=0.5, alpha_end=0.4)
+    assert settings.taught and not settings.by_labels().taught
+
+
 # --- Names --------------------------------------------------------------------------------------
 
 
