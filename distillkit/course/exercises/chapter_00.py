@@ -98,7 +98,8 @@ def _bytes_cases(draw: Draw) -> list[Case]:
         widths = 2 ** draw.integers(count, below=3)
         learned = torch.ones(count, dtype=torch.bool)
         learned[2] = False
-        shapes[3], widths[0], widths[1], widths[2] = torch.tensor([7, 9]), 4, 1, 2
+        shapes[1] = shapes[3] = torch.tensor([7, 9])  # alike, at two places: not tied
+        widths[:4] = torch.tensor([4, 1, 2, 1])
         if tied:
             shapes[-1], places[-1], widths[-1] = shapes[0], places[0], widths[0]
         cases.append(Case(name, (shapes, widths, places, learned)))
@@ -131,12 +132,17 @@ def _bytes_with(
     buffers: bool = False,
     twice: bool = False,
     embeddings: bool = True,
+    alike: bool = False,
 ) -> Answer:
-    """The bytes with one part replaced; width: that of every number."""
+    """The bytes with one part replaced.
+
+    width: that of every number; alike: tensors of one shape are taken for one.
+    """
 
     def weigh(shapes: Tensor, widths: Tensor, places: Tensor, learned: Tensor) -> Tensor:
         each = shapes.prod(1) * (widths if width is None else width)
-        counted = (learned | buffers) & (_first_at(places) | twice)
+        marks = shapes[:, 0] * 1000 + shapes[:, 1] if alike else places
+        counted = (learned | buffers) & (_first_at(marks) | twice)
         counted[0] &= embeddings
         return (each * counted).sum()
 
@@ -202,6 +208,13 @@ BYTES_OF_WEIGHTS = Exercise(
             _bytes_with(embeddings=False),
             "The embeddings are missing. A tied tensor is counted once, not taken away.",
             "torchtitan PR#3225",
+        ),
+        Mutant(
+            "tied by shape",
+            _bytes_with(alike=True),
+            "You take two tensors of one shape for one. All layers of a model have the same "
+            "shapes; tied are only two names that begin at the same *place*.",
+            "a reader",
         ),
     ),
 )

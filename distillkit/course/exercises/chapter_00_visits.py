@@ -30,6 +30,8 @@ def _visits_cases(draw: Draw) -> list[Case]:
         booked[2:8], untrue[2:8] = wanted[2:8], torch.tensor([0, 0, 0, 0, 1, 2])
         wanted[8], booked[8], untrue[8] = 3, NOTHING, 0
         wanted[9], booked[9], untrue[9] = 3, 4, 0
+        wanted[10] = booked[10] = untrue[10] = 0
+        wanted[10, :2], booked[10, :2] = torch.tensor([3, 4]), torch.tensor([4, 3])
         cases.append(Case(f"N={visits}, D={kinds}", (wanted, booked, untrue)))
     wanted = draw.integers(15, 2, below=9, least=1)
     wanted[:4, 1] = NOTHING
@@ -67,6 +69,10 @@ def _served(
 
 def _number_served(wanted: Tensor, booked: Tensor, untrue: Tensor) -> Tensor:
     return ((wanted == booked).all(1) & (untrue == 0)).sum()
+
+
+def _sums_served(wanted: Tensor, booked: Tensor, untrue: Tensor) -> Tensor:
+    return ((wanted.sum(1) == booked.sum(1)) & (untrue == 0)).double().mean()
 
 
 TASK_SUCCESS = Exercise(
@@ -123,6 +129,20 @@ TASK_SUCCESS = Exercise(
             _number_served,
             "That is how many visits succeed, and each is rightly judged. Task success is their "
             "share: divide by N, or take the mean.",
+            "a reader",
+        ),
+        Mutant(
+            "sums of numbers",
+            _sums_served,
+            "You compare sums, or sorted numbers. Places 3 and 4 and places 4 and 3 have the same "
+            "sum, and they are other places: compare kind by kind, and then ask for `all`.",
+            "a reader",
+        ),
+        Mutant(
+            "the share of bookings",
+            _served(lambda wanted, booked: wanted == booked, partly=True, told=False),
+            "That is the share of *bookings* that are right. A visit succeeds whole or not at all: "
+            "take `all` over its kinds. And whoever was told something untrue was not served.",
             "a reader",
         ),
     ),
