@@ -62,6 +62,16 @@ def _unmasked(losses: Tensor, labels: Tensor) -> Tensor:
     return losses.sum((1, 2)) / losses.numel()
 
 
+def _aligned_again(losses: Tensor, labels: Tensor) -> Tensor:
+    mask = valid(labels[..., 1:])
+    return (losses[..., :-1] * mask).sum((1, 2)) / mask.sum().clamp(min=1)
+
+
+def _without_first_column(losses: Tensor, labels: Tensor) -> Tensor:
+    mask = valid(labels[..., 1:])
+    return (losses[..., 1:] * mask).sum((1, 2)) / mask.sum().clamp(min=1)
+
+
 def _gradient(shares: Function, draw: Draw) -> bool:
     losses, labels = _arguments(draw, 3, 2, 6)
     losses.requires_grad_()
@@ -153,6 +163,20 @@ STEP = Exercise(
             "All values are right, until a step comes in which no label is valid: 0 / 0 is NaN, "
             "and one NaN ruins every weight. Clamp the denominator to 1.",
             "LMOps#38, a row with nothing to learn",
+        ),
+        Mutant(
+            "first column left out",
+            _without_first_column,
+            "You take `[..., 1:]` of both, so the first column is lost. Losses and labels are "
+            "aligned already: nothing is to be shifted or left out here.",
+            "a reader",
+        ),
+        Mutant(
+            "shifted again",
+            _aligned_again,
+            "You shift labels that are aligned already: the loss at position s belongs to the "
+            "label at s here.",
+            "a reader",
         ),
     ),
 )

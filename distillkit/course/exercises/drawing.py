@@ -31,13 +31,14 @@ class Draw:
     def mask(self, batch: int, length: int) -> Tensor:
         """A ragged mask, (B, S) of booleans: a prompt, an answer, padding; rows differ in length.
 
-        The first row is valid to its end; every row has one valid token at least, and a gap.
+        The first row is valid to its end, the second from its beginning; every row has one valid
+        token at least, and a gap.
         """
         mask = torch.zeros(batch, length, dtype=torch.bool)
         for row in range(batch):
             least = min(2 + row, length)
             end = length if row == 0 else int(self.integers(1, below=length, least=least - 1))
-            mask[row, 1 : max(end, 2)] = True
+            mask[row, row != 1 : max(end, 2)] = True
         return mask
 
     def labels(self, mask: Tensor, vocabulary: int, ignore_index: int = IGNORED) -> Tensor:
