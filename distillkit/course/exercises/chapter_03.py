@@ -37,6 +37,7 @@ def _labels_cases(draw: Draw) -> list[Case]:
         ("two visitors and a tool", ("uaua", "uata")),
         ("three conversations", ("uatauaua", "ua", "uaatau")),
         ("a conversation that is cut", ("uatauatau", "uaua")),
+        ("an answer that is cut", ("uaua", "uatatau", "uau")),
     ):
         a, b, c, d = (draw.logits(WORDS - 1).argsort()[:4] + 1).tolist()
         rows = [_conversation(draw, turns, (a, b, c, d)) for turns in talks]
@@ -62,23 +63,29 @@ def _labels_oracle(
     return labels
 
 
-def _spoken(ids: Tensor, opening: int, closing: int) -> Tensor:
-    """True after an opening token, up to the next closing one, which is included."""
+def _spoken(ids: Tensor, opening: int, closing: int, *, carried: bool = False) -> Tensor:
+    """True after an opening token, up to the next closing one, which is included.
+
+    carried: a row that is cut leaves its last speaker to the next row.
+    """
     spoken = torch.zeros_like(ids, dtype=torch.bool)
+    speaks = False
     for b, row in enumerate(ids.tolist()):
-        speaks = False
+        speaks = speaks and carried
         for s, token in enumerate(row):
             spoken[b, s] = speaks
             speaks = token == opening or (speaks and token != closing)
     return spoken & (ids != PADDING)
 
 
-def _labels_with(change: Callable[[Tensor, Tensor, Speakers], Tensor]) -> Answer:
-    """The labels, after a change to the right mask."""
+def _labels_with(
+    change: Callable[[Tensor, Tensor, Speakers], Tensor], other: int = IGNORED
+) -> Answer:
+    """The labels, after a change to the right mask; other: what stands where it is false."""
 
     def labels(ids: Tensor, user: int, assistant: int, tool: int, end: int) -> Tensor:
         mask = change(_spoken(ids, assistant, end), ids, (user, assistant, tool, end))
-        return ids.masked_fill(~mask, IGNORED)
+        return ids.masked_fill(~mask, other)
 
     return labels
 
@@ -86,6 +93,14 @@ def _labels_with(change: Callable[[Tensor, Tensor, Speakers], Tensor]) -> Answer
 def _last_turn(mask: Tensor, ids: Tensor, speakers: Speakers) -> Tensor:
     later = (ids == speakers[1]).flip(1).cumsum(1).flip(1)
     return mask & (later == 0)
+
+
+def _first_turn(mask: Tensor, ids: Tensor, speakers: Speakers) -> Tensor:
+    return mask & ((ids == speakers[1]).cumsum(1) == 1)
+
+
+def _closed_turns(mask: Tensor, ids: Tensor, speakers: Speakers) -> Tensor:
+    return mask & ((ids == speakers[3]).flip(1).cumsum(1).flip(1) > 0)
 
 
 def _without_first(mask: Tensor, ids: Tensor, speakers: Speakers) -> Tensor:
@@ -206,6 +221,34 @@ LABELS = Exercise(
             "You have moved the labels one place to the left. The loss does that itself; done "
             "twice, the model learns to predict the token after the next.",
             "tiny-llm-zh#10 and transformers PR#562",
+        ),
+        Mutant(
+            "cut turn dropped",
+            _labels_with(_closed_turns),
+            "A turn of the desk that is cut has no labels: you look for pairs of `<|assistant|>` "
+            "and `<|end|>`. Its words are lessons as well; it is only without its end.",
+            "a reader",
+        ),
+        Mutant(
+            "carried into the next row",
+            _labels_with(lambda mask, ids, who: _spoken(ids, who[1], who[3], carried=True)),
+            "Where a row is cut in the middle of the desk's turn, the next row begins with labels: "
+            "it is another conversation. Begin each row with `speaks = False`.",
+            "a reader",
+        ),
+        Mutant(
+            "first turn only",
+            _labels_with(_first_turn),
+            "Only the desk's first turn has labels. Every turn is a lesson: look for the next "
+            "`<|assistant|>` after the first `<|end|>`.",
+            "a reader",
+        ),
+        Mutant(
+            "0 for -100",
+            _labels_with(lambda mask, ids, who: mask, other=0),
+            "The right tokens have labels; the others have 0, which is a token like any other, so "
+            "the loss asks for it. What is to be left out has -100.",
+            "a reader",
         ),
     ),
 )
