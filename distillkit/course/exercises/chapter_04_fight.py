@@ -132,6 +132,7 @@ def _best_cases(draw: Draw) -> list[Case]:
         cases.append(Case(f"{arms} arms, {checkpoints} checkpoints", (nll, success)))
     nll, success = draw.probabilities(2, 2, 7)
     nll[:, 3] = nll[:, 5] = nll.min() / 2
+    success[:, 3], success[:, 5] = torch.tensor([0.3, 0.6]), torch.tensor([0.7, 0.2])
     return [*cases, Case("two checkpoints of the same validation NLL", (nll, success))]
 
 
@@ -218,6 +219,20 @@ BEST = Exercise(
             _at(lambda nll, success: nll.shape[1] - 1 - nll.flip(1).argmin(1)),
             "Of equal checkpoints you take the last. The earliest of them was as good, and cost "
             "less training: replace the best so far only by one that is *lower*.",
+            "a reader",
+        ),
+        Mutant(
+            "the luckiest of equals",
+            lambda nll, success: success.masked_fill(nll > nll.amin(1, True), 0.0).amax(1),
+            "Of equal checkpoints you take the one with the best *test*: a small look at what must "
+            "not be looked at. The earliest of equals, whatever the test says about it.",
+            "a reader",
+        ),
+        Mutant(
+            "one checkpoint for all",
+            _at(lambda nll, success: nll.mean(0).argmin()),
+            "You took one step for all arms, the best of their mean. Arms peak at different times, "
+            "so none of them is at its own best: `argmin` along dim=1.",
             "a reader",
         ),
     ),

@@ -77,9 +77,17 @@ def _train_oracle(
 
 
 def _training(
-    *, calm: bool = True, frozen: bool = True, clean: bool = True, own: bool = False
+    *,
+    calm: bool = True,
+    frozen: bool = True,
+    clean: bool = True,
+    own: bool = False,
+    lost: bool = False,
 ) -> Function:
-    """The training mended in part. calm: the teacher in eval mode; clean: gradients reset."""
+    """The training mended in part.
+
+    calm: the teacher in eval mode; clean: gradients reset; lost: reset before they are used.
+    """
 
     def train(build: Any, tokens_NBS: Tensor, T: float, rate: float) -> list[float]:
         student, teacher = build()
@@ -92,6 +100,8 @@ def _training(
             if clean:
                 optimizer.zero_grad()
             loss.backward()
+            if lost:
+                optimizer.zero_grad()
             optimizer.step()
             losses.append(loss.item())
         return losses
@@ -187,6 +197,22 @@ MEND_TRAINING = Exercise(
             "Your loss is 0 from the first step on: the student's logits stand on both sides of "
             "the KL.",
             "labml#66, after a refactor",
+        ),
+        Mutant(
+            "gradients reset before the step",
+            _training(lost=True),
+            "The teacher is mended. But the student never moves: `zero_grad()` stands between "
+            "`backward()` and `step()`, so each gradient is gone before it is used. Reset *before* "
+            "`backward()`.",
+            "a reader",
+        ),
+        Mutant(
+            "only reset, and before the step",
+            _training(lost=True, calm=False),
+            "Nothing moves: `zero_grad()` stands between `backward()` and `step()`, so each "
+            "gradient is gone before it is used. Reset before `backward()`; and the teacher is "
+            "still in training mode.",
+            "a reader",
         ),
     ),
 )
