@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distillkit import losses
-from distillkit.course.exercises import loops
+from distillkit.course.exercises import gradients, loops
 from distillkit.course.exercises.definition import Case, Exercise, Mutant, Property
 from distillkit.course.exercises.drawing import Draw
 from distillkit.course.exercises.losses_by_hand import (
     Function,
+    between,
     cross_entropy,
     kl,
     log_probs,
@@ -79,10 +80,30 @@ def _zero_at_equality(kl: Function, draw: Draw) -> bool:
     return bool((kl(logits, logits.clone(), 2.0).abs() < 1e-5).all())
 
 
+def _kl_clamped(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    p, q = (teacher / temperature).softmax(-1), (student / temperature).softmax(-1)
+    return (p * (p.clamp_min(1e-12).log() - q.clamp_min(1e-12).log())).sum(-1)
+
+
+def _kl_at(student_power: int, teacher_power: int) -> Function:
+    """The KL with each side's logits divided by a power of T: 1 is right, 0 is T forgotten."""
+
+    def softened(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        log_p = (teacher / temperature**teacher_power).log_softmax(-1)
+        return between(log_p, (student / temperature**student_power).log_softmax(-1))
+
+    return softened
+
+
+def _gradient_arrives(kl: Function, draw: Draw) -> bool:
+    teacher = draw.logits(2, 2, 5)
+    return gradients.arrives(lambda student: kl(student, teacher, 2.0), draw.logits(2, 2, 5))
+
+
 def _finite_gradient(kl: Function, draw: Draw) -> bool:
-    student = (draw.logits(2, 2, 5) * 400).requires_grad_()
-    kl(student, draw.logits(2, 2, 5) * 400, 2.0).sum().backward()
-    return student.grad is not None and bool(student.grad.isfinite().all())
+    teacher = draw.logits(2, 2, 5) * 400
+    student = draw.logits(2, 2, 5) * 400
+    return gradients.is_finite(lambda student: kl(student, teacher, 2.0), student)
 
 
 TOKEN_KL = Exercise(
@@ -107,10 +128,15 @@ TOKEN_KL = Exercise(
             "With equal logits your divergence is not 0, and a KL must be.",
         ),
         Property(
+            "a gradient",
+            _gradient_arrives,
+            gradients.NONE_ARRIVES.format(whose="student's logits"),
+        ),
+        Property(
             "finite gradient",
             _finite_gradient,
             "The values are right, but `backward()` does not give the student's logits a finite "
-            "gradient when logits are large. Stay in tensors, and in logarithms.",
+            "gradient when logits are large. Stay in logarithms.",
         ),
     ),
     mutants=(
@@ -168,6 +194,42 @@ TOKEN_KL = Exercise(
             "These are the numbers of a softmax in bfloat16, which keeps three digits. Compute "
             "log_softmax in float32, whatever the logits come in.",
             "Liger's chunked JSD and TRL's GKD, where near convergence 28 % of the KL was lost",
+        ),
+        Mutant(
+            "temperature forgotten",
+            _kl_at(0, 0),
+            "That is the KL at T = 1, whatever the temperature: divide both rows of logits by it "
+            "before the softmax.",
+            "a reader",
+        ),
+        Mutant(
+            "the teacher alone softened",
+            _kl_at(0, 1),
+            "The teacher is softened, and the student is not: divide both rows of logits by T, or "
+            "the student learns to be vague at T = 1.",
+            "a reader",
+        ),
+        Mutant(
+            "the student alone softened",
+            _kl_at(1, 0),
+            "The student is softened, and the teacher is not: divide both rows of logits by T.",
+            "a reader",
+        ),
+        Mutant(
+            "times T²",
+            lambda student, teacher, temperature: (
+                temperature**2 * kl(student, teacher, temperature)
+            ),
+            "That is T² · KL. The divergence itself is right; T² belongs to the loss, in 2.3, and "
+            "here the value is asked for unscaled.",
+            "a reader",
+        ),
+        Mutant(
+            "clamped",
+            _kl_clamped,
+            "All is right until logits lie far apart: a clamp or an epsilon of 1e-12 lets no "
+            "surprise be greater than 27.6 nats. With `log_softmax` nothing has to be cut off.",
+            "a reader",
         ),
     ),
 )

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from distillkit import losses
 from distillkit.course.exercises import loops
+from distillkit.course.exercises import whole_loss as whole
 from distillkit.course.exercises.definition import Case, Exercise, Mutant, Property
 from distillkit.course.exercises.drawing import IGNORED, Draw
-from distillkit.course.exercises.losses_by_hand import Function, cross_entropy, kl, mean_kl, nll
+from distillkit.course.exercises.losses_by_hand import Function, cross_entropy, kl, mean_kl
 
 # 2.3 · the loss of the course ---------------------------------------------------------------------
 
@@ -55,60 +56,6 @@ def _loss_oracle(
     if valid == 0:
         return 0.0
     return alpha * temperature**2 * soft / valid + (1 - alpha) * hard / valid
-
-
-def _loss_with(
-    *,
-    soft: Function = kl,
-    hard: Function = nll,
-    power: int = 2,
-    hard_power: int = 0,
-    hard_temperature: bool = False,
-    reduce_soft: Function = lambda x, m: (x * m).sum() / m.sum().clamp(min=1),
-    reduce_hard: Function = lambda x, m: (x * m).sum() / m.sum().clamp(min=1),
-    detach: bool = True,
-) -> Function:
-    """The loss with one part replaced."""
-
-    def loss(student: Any, teacher: Any, labels: Any, alpha: float, temperature: float) -> Any:
-        mask = labels != IGNORED
-        teacher = teacher.detach() if detach else teacher
-        softened = student / temperature if hard_temperature else student
-        soft_term = reduce_soft(soft(student, teacher, temperature), mask)
-        hard_term = reduce_hard(hard(softened, labels), mask)
-        hard_term = temperature**hard_power * hard_term
-        return alpha * temperature**power * soft_term + (1 - alpha) * hard_term
-
-    return loss
-
-
-def _by_all(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / mask.numel()
-
-
-def _by_rows(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / mask.shape[0]
-
-
-def _twice(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / mask.sum().clamp(min=1) ** 2
-
-
-def _leaving_at_once(
-    student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, temperature: float
-) -> Tensor:
-    if (labels == IGNORED).all():
-        return torch.tensor(0.0)
-    loss: Tensor = _loss_with()(student, teacher, labels, alpha, temperature)
-    return loss
-
-
-def _unclamped(values: Tensor, mask: Tensor) -> Tensor:
-    return values[mask].mean()
-
-
-def _unmasked(values: Tensor, mask: Tensor) -> Tensor:
-    return values.mean()
 
 
 def _batch(draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,68 +147,68 @@ WHOLE_LOSS = Exercise(
     mutants=(
         Mutant(
             "no T²",
-            _loss_with(power=0),
+            whole.loss_with(power=0),
             "The factor T² on the soft term is missing, so its gradient shrinks as T grows, and "
             "the teacher is heard less and less.",
             "IntelLabs/distiller#122, keras-io#869 and transformers#12299",
         ),
         Mutant(
             "padding in the soft term",
-            _loss_with(reduce_soft=_unmasked),
+            whole.loss_with(reduce_soft=whole.unmasked),
             "Your soft term counts every position, padding and prompt as well. Mask it like the "
             "hard one.",
             "optipfair#34, where masking it erased the lead of the fancier method",
         ),
         Mutant(
             "divided by all tokens",
-            _loss_with(reduce_soft=_by_all, reduce_hard=_by_all),
+            whole.loss_with(reduce_soft=whole.by_all, reduce_hard=whole.by_all),
             "The sums are masked, but divided by all B·S positions: the more padding, the smaller "
             "your loss. Divide by the number of valid tokens.",
             "Fast-LLM#344",
         ),
         Mutant(
             "divided by the batch",
-            _loss_with(reduce_soft=_by_rows),
+            whole.loss_with(reduce_soft=whole.by_rows),
             "Your soft term is divided by B alone (`batchmean` does that), so it grows with the "
             "length of the conversations. Divide by the number of valid tokens.",
             "transformers#1181, trl PR#4105 and sparseml PR#592",
         ),
         Mutant(
             "mean over the vocabulary",
-            _loss_with(soft=mean_kl),
+            whole.loss_with(soft=mean_kl),
             "Your KL is a mean over the vocabulary and too small by the factor V: sum over the "
             "last axis.",
             "haitongli/knowledge-distillation-pytorch#2 and #48",
         ),
         Mutant(
             "divided twice",
-            _loss_with(reduce_soft=_twice, reduce_hard=_twice),
+            whole.loss_with(reduce_soft=whole.twice, reduce_hard=whole.twice),
             "You divided by the number of valid tokens twice: once is the mean.",
             "easydistill PR#16",
         ),
         Mutant(
             "temperature in the hard term",
-            _loss_with(hard_temperature=True),
+            whole.loss_with(hard_temperature=True),
             "The temperature has leaked into the hard term. The labels are compared with the "
             "student as it speaks, at T = 1.",
             "a temperature that leaked into the loss, trl PR#5731",
         ),
         Mutant(
             "ignore_index never used",
-            _loss_with(reduce_soft=_unmasked, reduce_hard=_unmasked),
+            whole.loss_with(reduce_soft=whole.unmasked, reduce_hard=whole.unmasked),
             "Labels of -100 are counted as if they were token 0, in both terms: they mean *leave "
             "this position out*.",
             "Liger-Kernel PR#974, where ignore_index was accepted and not used",
         ),
         Mutant(
             "its own teacher",
-            _loss_with(soft=lambda student, teacher, t: kl(student, student, t)),
+            whole.loss_with(soft=lambda student, teacher, t: kl(student, student, t)),
             "Your soft term is 0: the student's logits stand on both sides of the KL.",
             "labml#66, after a refactor",
         ),
         Mutant(
             "cross-entropy",
-            _loss_with(soft=cross_entropy),
+            whole.loss_with(soft=cross_entropy),
             "Your soft term is the cross-entropy H(p, q) and not KL(p‖q): too large by the "
             "teacher's entropy, times T². The gradient is right; the value tells you nothing about "
             "how near the student is.",
@@ -269,14 +216,14 @@ WHOLE_LOSS = Exercise(
         ),
         Mutant(
             "NaN where nothing is valid",
-            _loss_with(reduce_soft=_unclamped, reduce_hard=_unclamped),
+            whole.loss_with(reduce_soft=whole.unclamped, reduce_hard=whole.unclamped),
             "All values are right, until a batch comes in which no label is valid: the mean of "
             "nothing is NaN, and one NaN ruins every weight. Clamp the denominator to 1.",
             "LMOps#38, a row with nothing to learn",
         ),
         Mutant(
             "no path where nothing is valid",
-            _leaving_at_once,
+            whole.leaving_at_once,
             "All values are right, until a batch comes in which no label is valid. It is 0, but "
             "has no path to the logits: `backward()` fails. Leave out the early return, and clamp "
             "the denominator to 1: the sum is 0 by itself, and the graph survives.",
@@ -284,9 +231,44 @@ WHOLE_LOSS = Exercise(
         ),
         Mutant(
             "T² on both terms",
-            _loss_with(hard_power=2),
+            whole.loss_with(hard_power=2),
             "T² stands in front of everything. It belongs to the soft term alone, whose gradient "
             "shrinks as 1/T²; the hard term is taken at T = 1 and needs no mending.",
+            "a reader",
+        ),
+        Mutant(
+            "T for T²",
+            whole.loss_with(power=1),
+            "You multiply the soft term by T, once. Its gradient shrinks as 1/T²: one factor is "
+            "the softmax's 1/T, the other that p and q come nearer to each other. So T².",
+            "a reader",
+        ),
+        Mutant(
+            "α on the wrong term",
+            lambda s, t, labels, alpha, T: whole.loss_with()(s, t, labels, 1 - alpha, T),
+            "Your α is on the wrong side: here α is the weight of the *teacher's* term, and 1 - α "
+            "that of the labels.",
+            "a reader",
+        ),
+        Mutant(
+            "reverse KL",
+            whole.loss_with(soft=lambda s, t, T: kl(t, s, T)),
+            "Your soft term is KL(q‖p), the reverse one: p, the teacher, must weigh the sum. All "
+            "else is right.",
+            "ms-swift PR#6334, where two projects name the directions in opposite order",
+        ),
+        Mutant(
+            "mean of the conversations' means",
+            whole.loss_with(reduce_soft=whole.by_means, reduce_hard=whole.by_means),
+            "You took each conversation's mean, and then the mean of those, so a token of a short "
+            "one weighs more. Add up all valid tokens of the batch, and divide once.",
+            "a reader",
+        ),
+        Mutant(
+            "shifted again",
+            whole.shifted_again,
+            "You shift the labels. They are aligned with the logits already: the logits at s are "
+            "to be held against the label at s here.",
             "a reader",
         ),
     ),
