@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from distillkit import losses
-from distillkit.course.exercises import loops
+from distillkit.course.exercises import gradients, loops
 from distillkit.course.exercises.definition import Case, Exercise, Mutant, Property
 from distillkit.course.exercises.drawing import Draw
 from distillkit.course.exercises.losses_by_hand import Function, between, log_probs
@@ -33,7 +34,10 @@ def _jsd_cases(draw: Draw) -> list[Case]:
     doubles = [draw.logits(2, 3, 4, dtype=torch.float64) for _ in range(2)]
     return [
         *cases,
-        Case("two huge logits, β=0.3", (student, teacher, 0.3, 2.0)),
+        *(
+            Case(f"two huge logits, β={beta}", (student, teacher, beta, 2.0))
+            for beta in (0.3, 0.0, 1.0)
+        ),
         Case("float64, β=0.7", (*doubles, 0.7, 1.5)),
     ]
 
@@ -90,6 +94,40 @@ def _in_probabilities(student: Tensor, teacher: Tensor, beta: float, temperature
     return beta * from_p + (1 - beta) * from_q
 
 
+def _weighed(
+    share: float | None = None, *, swapped: bool = False, ends: bool = True, apart: bool = False
+) -> Function:
+    """The formula of the middle with other weights, and the right branches at the ends.
+
+    share: p's share of the mixture, where that is not β; swapped: the weights of the two KLs;
+    apart: the KLs from p to q and back instead of those to the mixture.
+    """
+
+    def divergence(student: Tensor, teacher: Tensor, beta: float, temperature: float) -> Tensor:
+        log_p, log_q = log_probs(student, teacher, temperature)
+        if ends and beta in (0, 1):
+            return between(log_q, log_p) if beta else between(log_p, log_q)
+        of_p = beta if share is None else share
+        if apart:
+            to_p, to_q = log_q, log_p
+        else:
+            to_p = to_q = torch.logaddexp(log_p + math.log(of_p), log_q + math.log(1 - of_p))
+        weight = 1 - beta if swapped else beta
+        return weight * between(log_p, to_p) + (1 - weight) * between(log_q, to_q)
+
+    return divergence
+
+
+def _clamped(student: Tensor, teacher: Tensor, beta: float, temperature: float) -> Tensor:
+    log_p, log_q = (
+        x.exp().clamp_min(1e-12).log() for x in log_probs(student, teacher, temperature)
+    )
+    if beta in (0, 1):
+        return between(log_q, log_p) if beta else between(log_p, log_q)
+    log_m = (beta * log_p.exp() + (1 - beta) * log_q.exp()).log()
+    return beta * between(log_p, log_m) + (1 - beta) * between(log_q, log_m)
+
+
 def _added_as_numbers(share_p: Tensor, share_q: Tensor) -> Tensor:
     return (share_p.exp() + share_q.exp()).log()
 
@@ -99,10 +137,26 @@ def _symmetric_at_half(jsd: Function, draw: Draw) -> bool:
     return bool(torch.allclose(jsd(one, other, 0.5, 2.0), jsd(other, one, 0.5, 2.0), atol=1e-5))
 
 
+def _gradient_arrives(jsd: Function, draw: Draw) -> bool:
+    teacher = draw.logits(2, 2, 5)
+    return gradients.arrives(lambda student: jsd(student, teacher, 0.3, 2.0), draw.logits(2, 2, 5))
+
+
+def _gradient_is_the_slope(jsd: Function, draw: Draw) -> bool:
+    teacher, student = draw.logits(2, 5, dtype=torch.float64)
+
+    def of(student: Tensor, beta: float) -> Tensor:
+        value: Tensor = jsd(student, teacher.expand_as(student).clone(), beta, 2.0)
+        return value
+
+    at_each = (partial(of, beta=beta) for beta in (0.0, 0.3, 1.0))
+    return all(gradients.is_the_slope(function, student) for function in at_each)
+
+
 def _finite_gradient(jsd: Function, draw: Draw) -> bool:
-    student = (draw.logits(2, 2, 5) * 400).requires_grad_()
-    jsd(student, draw.logits(2, 2, 5) * 400, 0.3, 2.0).sum().backward()
-    return student.grad is not None and bool(student.grad.isfinite().all())
+    teacher = draw.logits(2, 2, 5) * 400
+    student = draw.logits(2, 2, 5) * 400
+    return gradients.is_finite(lambda student: jsd(student, teacher, 0.3, 2.0), student)
 
 
 JSD = Exercise(
@@ -126,6 +180,17 @@ JSD = Exercise(
             "symmetric at β = ½",
             _symmetric_at_half,
             "At β = ½ student and teacher may change places, and your value must not change.",
+        ),
+        Property(
+            "a gradient",
+            _gradient_arrives,
+            gradients.NONE_ARRIVES.format(whose="student's logits"),
+        ),
+        Property(
+            "equals finite differences",
+            _gradient_is_the_slope,
+            "The values are right, and their gradient is not what finite differences give: a part "
+            "of the formula is cut off from the student's logits. Both q and m depend on them.",
         ),
         Property(
             "finite gradient",
@@ -189,6 +254,42 @@ JSD = Exercise(
             "That is the formula of the middle for every β, from softmax. At β = 0 and β = 1 it "
             "gives 0, so the ends need branches of their own; and where p or q comes out as 0 it "
             "gives NaN, so stay with `log_softmax` and mix with `torch.logaddexp`.",
+            "a reader",
+        ),
+        Mutant(
+            "an even mixture",
+            _weighed(0.5),
+            "Your mixture is always half and half. In this family β is the share of p in m as "
+            "well: m = β·p + (1-β)·q.",
+            "a reader",
+        ),
+        Mutant(
+            "weights swapped",
+            _weighed(swapped=True),
+            "The mixture and the ends are right; the weights of the two KLs are swapped. "
+            "KL(p‖m) has the weight β, and KL(q‖m) the weight 1 - β.",
+            "a reader",
+        ),
+        Mutant(
+            "no mixture",
+            _weighed(apart=True),
+            "That is β·KL(p‖q) + (1-β)·KL(q‖p), each from one side to the other. Here both KLs go "
+            "to the mixture m, between the two.",
+            "a reader",
+        ),
+        Mutant(
+            "no mixture, no ends",
+            _weighed(apart=True, ends=False),
+            "That is β·KL(p‖q) + (1-β)·KL(q‖p). Here both KLs go to the mixture m, between the "
+            "two. And your ends are swapped: β = 0 is KL(p‖q), β = 1 is KL(q‖p).",
+            "a reader",
+        ),
+        Mutant(
+            "clamped",
+            _clamped,
+            "All is right until logits lie far apart, which shows at the ends: a clamp or an "
+            "epsilon of 1e-12 lets no surprise be greater than 27.6 nats. With `log_softmax` and "
+            "`torch.logaddexp` nothing has to be cut off.",
             "a reader",
         ),
     ),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distillkit.course.exercises import loops
+from distillkit.course.exercises import gradients, loops
 from distillkit.course.exercises.definition import Case, Exercise, Mutant, Property
 from distillkit.course.exercises.drawing import Draw
 from distillkit.course.exercises.losses_by_hand import Function, between, kl, log_probs
@@ -27,11 +27,12 @@ def _top_cases(draw: Draw) -> list[Case]:
         drawn = (draw.logits(b, s, v), draw.logits(b, s, v), k, t)
         cases.append(Case(f"B={b}, S={s}, V={v}, K={k}, T={t}", drawn))
     student, teacher = draw.logits(2, 2, 7), draw.logits(2, 2, 7)
-    student[0, 1, 2] = 80.0
+    student[0, 1, 2], teacher[0, 1, 2] = 80.0, 9.0  # kept, and all that the student says
+    student[1, 0, 3], teacher[1, 0, 3] = 4000.0, 9.0
     doubles = [draw.logits(2, 3, 6, dtype=torch.float64) for _ in range(2)]
     return [
         *cases,
-        Case("a huge logit, K=3", (student, teacher, 3, 2.0)),
+        Case("two huge logits, K=3", (student, teacher, 3, 2.0)),
         Case("float64, K=4", (*doubles, 4, 1.5)),
     ]
 
@@ -40,17 +41,14 @@ def _top_oracle(
     student_logits: list[Any], teacher_logits: list[Any], k: int, temperature: float
 ) -> list[list[float]]:
     def one(student: loops.Row, teacher: loops.Row) -> float:
-        p, log_p = loops.softmax(teacher, temperature), loops.log_softmax(teacher, temperature)
+        log_p = loops.log_softmax(teacher, temperature)
         log_q = loops.log_softmax(student, temperature)
-        kept = sorted(range(len(p)), key=lambda v: -p[v])[:k]
-        total, rest_p, rest_q = 0.0, 0.0, 0.0
-        for v in range(len(p)):
-            if v in kept:
-                total += p[v] * (log_p[v] - log_q[v])
-            else:
-                rest_p += p[v]
-                rest_q += math.exp(log_q[v])
-        return total + rest_p * math.log(rest_p / rest_q)
+        likeliest = sorted(range(len(log_p)), key=lambda v: -log_p[v])
+        buckets = []
+        for row in (log_p, log_q):
+            kept, rest = [row[v] for v in likeliest[:k]], [row[v] for v in likeliest[k:]]
+            buckets.append([*kept, loops.log_sum(rest)])
+        return loops.kl(*buckets)
 
     return loops.per_token(one, student_logits, teacher_logits)
 
@@ -95,10 +93,41 @@ def _top_of_the_student_by_subtraction(
     return between(log_p, log_q) + rest_p * (rest_p.log() - rest_q.log())
 
 
+def _top_by_subtraction(
+    student: Tensor, teacher: Tensor, k: int, T: float, *, least: float = 0.0
+) -> Tensor:
+    p, q = (teacher / T).softmax(-1), (student / T).softmax(-1)
+    at = p.topk(k, -1).indices
+    parts = [torch.cat([x.gather(-1, at), 1 - x.gather(-1, at).sum(-1, True)], -1) for x in (p, q)]
+    log_p, log_q = (part.clamp_min(least).log() for part in parts)
+    return (parts[0] * (log_p - log_q)).sum(-1)
+
+
+def _top_rest_clamped(student: Tensor, teacher: Tensor, k: int, T: float) -> Tensor:
+    log_p, log_q, *_ = _kept(student, teacher, k, T)
+    rest_p, rest_q = ((1 - x.exp().sum(-1)).clamp_min(1e-12).log() for x in (log_p, log_q))
+    return between(log_p, log_q) + rest_p.exp() * (rest_p - rest_q)
+
+
+def _top_scaled(student: Tensor, teacher: Tensor, k: int, T: float) -> Tensor:
+    log_p, log_q, rest_p, rest_q = _kept(student, teacher, k, T)
+    return T**2 * (between(log_p, log_q) + rest_p.exp() * (rest_p - rest_q))
+
+
+def _top_of_each(student: Tensor, teacher: Tensor, k: int, T: float) -> Tensor:
+    log_p, _, rest_p, _ = _kept(student, teacher, k, T)
+    _, log_q, _, rest_q = _kept(student, teacher, k, T, by_student=True)
+    return between(log_p, log_q) + rest_p.exp() * (rest_p - rest_q)
+
+
+def _gradient_arrives(top: Function, draw: Draw) -> bool:
+    teacher = draw.logits(1, 2, 8)
+    return gradients.arrives(lambda student: top(student, teacher, 2, 1.0), draw.logits(1, 2, 8))
+
+
 def _pulls_on_the_rest(top: Function, draw: Draw) -> bool:
     student, teacher = draw.logits(1, 2, 8), draw.logits(1, 2, 8)
-    top(student.requires_grad_(), teacher, 2, 1.0).sum().backward()
-    return student.grad is not None and bool((student.grad != 0).all())
+    return bool((gradients.gradient(lambda x: top(x, teacher, 2, 1.0), student) != 0).all())
 
 
 def _at_most_the_whole(top: Function, draw: Draw) -> bool:
@@ -123,6 +152,11 @@ TOP_K = Exercise(
     cases=_top_cases,
     oracle=_top_oracle,
     properties=(
+        Property(
+            "a gradient",
+            _gradient_arrives,
+            gradients.NONE_ARRIVES.format(whose="student's logits"),
+        ),
         Property(
             "the rest learns",
             _pulls_on_the_rest,
@@ -170,6 +204,44 @@ TOP_K = Exercise(
             "You kept the likeliest tokens of the *student*, and the choice is the teacher's. "
             "After that: 1 - Σ is exactly 0 where the kept tokens have everything, and its "
             "logarithm is -inf, so take the rest with `logsumexp`.",
+            "a reader",
+        ),
+        Mutant(
+            "the rest by subtraction",
+            _top_by_subtraction,
+            "All is right until the student puts everything on tokens that are kept: 1 - Σ is "
+            "exactly 0 then, and its logarithm -inf (`log1p` cannot help: Σ is rounded already). "
+            "Take the rest from the log-probabilities that are left, with `logsumexp`.",
+            "a reader",
+        ),
+        Mutant(
+            "clamped",
+            lambda s, t, k, T: _top_by_subtraction(s, t, k, T, least=1e-12),
+            "All is right until logits lie far apart: a clamp or an epsilon of 1e-12 lets no "
+            "surprise be greater than 27.6 nats. Stay with `log_softmax`, and take the rest with "
+            "`logsumexp`.",
+            "a reader",
+        ),
+        Mutant(
+            "the rest clamped",
+            _top_rest_clamped,
+            "The kept tokens are right everywhere. Of the rest, 1 - Σ is 0 where the kept tokens "
+            "have everything, and a clamp or an epsilon of 1e-12 makes it finite, not right. Take "
+            "it from the log-probabilities that are left, with `logsumexp`.",
+            "a reader",
+        ),
+        Mutant(
+            "times T²",
+            _top_scaled,
+            "That is T² times the divergence. T² belongs to the loss; here the value is asked for "
+            "unscaled.",
+            "a reader",
+        ),
+        Mutant(
+            "each side's own best",
+            _top_of_each,
+            "You hold the teacher's best tokens against the *student's* best, which may be others. "
+            "`topk` of the teacher chooses; `gather` takes the same tokens from the student.",
             "a reader",
         ),
     ),

@@ -15,11 +15,17 @@ Row = Sequence[float]
 def log_softmax(row: Row, temperature: float = 1.0) -> list[float]:
     """log softmax(row / T), with the greatest logit taken out so that nothing overflows."""
     scaled = [logit / temperature for logit in row]
-    highest = max(scaled)
+    whole = log_sum(scaled)
+    return [logit - whole for logit in scaled]
+
+
+def log_sum(row: Row) -> float:
+    """log Σ exp(row)."""
+    highest = max(row)
     total = 0.0
-    for logit in scaled:
+    for logit in row:
         total += math.exp(logit - highest)
-    return [logit - highest - math.log(total) for logit in scaled]
+    return highest + math.log(total)
 
 
 def softmax(row: Row, temperature: float = 1.0) -> list[float]:
