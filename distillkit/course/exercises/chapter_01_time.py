@@ -60,6 +60,21 @@ def _step(
     return step_ms
 
 
+def _whichever_is_longer(*step: float) -> float:
+    *_, besides = step
+    return max(_step(overhead=False)(*step), besides)
+
+
+def _in_seconds(*step: float) -> float:
+    return _step()(*step) / 1000
+
+
+def _all_in_bits(
+    parameters: int, bits: int, cache: int, batch: int, bandwidth: float, besides: float
+) -> float:
+    return (parameters + batch * cache) * bits / 8 / (bandwidth * 1e6) + besides
+
+
 STEP = Exercise(
     number="1.3",
     library=(step_seconds, decode_bytes),
@@ -124,6 +139,26 @@ STEP = Exercise(
             _step(milli=1.0),
             "Your reading time is in seconds, and `overhead_ms` in milliseconds.",
             "tile-ai/TileOPs#183, on seconds and milliseconds in a bandwidth",
+        ),
+        Mutant(
+            "whichever is longer",
+            _whichever_is_longer,
+            "You took the longer of reading and `overhead_ms`. The program spends its overhead "
+            "*besides*, before and after the reading: the two add up.",
+            "a reader",
+        ),
+        Mutant(
+            "all in seconds",
+            _in_seconds,
+            "That is right, in seconds. The milliseconds are asked for: 1,000 of them a second.",
+            "a reader",
+        ),
+        Mutant(
+            "cache multiplied by bits",
+            _all_in_bits,
+            "You multiply the cache by `bits / 8`, too. `cache_bytes` is in bytes already: only "
+            "the parameters have `bits` each.",
+            "a reader",
         ),
     ),
 )
