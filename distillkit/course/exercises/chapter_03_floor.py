@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distillkit import losses
@@ -71,6 +72,7 @@ def _excess_cases(draw: Draw) -> list[Case]:
         p[..., :zeros] = 0.0
         p /= p.sum(-1, keepdim=True)
         labels = draw.labels(draw.mask(b, s), v)
+        labels = torch.where(labels == IGNORED, labels, labels.clamp(min=zeros))  # possible ones
         name = f"B={b}, S={s}, V={v}, " + (f"{zeros} impossible tokens" if zeros else "p > 0")
         cases.append(Case(name, (draw.logits(b, s, v), p, labels)))
     return cases
@@ -109,6 +111,12 @@ def _excess_with(
         return values.sum() / count(mask)
 
     return excess
+
+
+def _sampled(logits: Tensor, true: Tensor, labels: Tensor) -> Tensor:
+    at = labels.clamp(min=0).unsqueeze(-1)
+    gaps = true.gather(-1, at).log() - logits.log_softmax(-1).gather(-1, at)
+    return gaps.squeeze(-1)[labels != IGNORED].mean()
 
 
 def _zero_for_the_truth(excess: Function, draw: Draw) -> bool:
@@ -197,6 +205,14 @@ EXCESS = Exercise(
             "All is right until a token is impossible: there log p is -inf, and 0 · -inf is NaN. "
             "Such a token adds nothing; see `torch.xlogy`.",
             "Soup#719 and pylate#239",
+        ),
+        Mutant(
+            "sampled",
+            _sampled,
+            "You look at the label alone, log p - log q of what the desk did say. That is right on "
+            "average over many conversations. In expectation means over *all* tokens that it could "
+            "have said, each weighed by p.",
+            "a reader",
         ),
     ),
 )

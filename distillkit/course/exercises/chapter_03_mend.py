@@ -82,6 +82,20 @@ def _stepped(
     return step
 
 
+def _stepwise(divide: str) -> Function:
+    """Mended, but with a step after each micro-batch; divide: as in `_stepped`."""
+    one = _stepped(divide="own")
+
+    def steps(weights: Tensor, ids: Tensor, labels: Tensor, learning_rate: float) -> Tensor:
+        asked = (labels[..., 1:] != IGNORED).sum((1, 2))
+        for n in range(len(ids)):
+            share = 1.0 if divide == "own" else asked[n] / asked.sum()
+            weights = one(weights, ids[n : n + 1], labels[n : n + 1], learning_rate * share)
+        return weights
+
+    return steps
+
+
 _SHIFT = "ms-swift PR#8436 and Arcee's DistillKit"
 _PROMPTS = "optipfair#34 and MambaInLlama#11"
 _MEANS = "trl#4719, ms-swift#10076 and, for years, most trainers (torchtune PR#1875)"
@@ -186,6 +200,20 @@ MEND_STEP = Exercise(
             "The means of the micro-batches are added up: the step grows with N, and short "
             "micro-batches still weigh more. Divide every sum by the tokens of all.",
             "verl PR#3332",
+        ),
+        Mutant(
+            "a step in each micro-batch",
+            _stepwise("all"),
+            "You step after each micro-batch, so the second one's gradient is taken at other "
+            "weights. Let the gradients add up in the loop, and step once after it.",
+            "a reader",
+        ),
+        Mutant(
+            "a step in each micro-batch, by its own mean",
+            _stepwise("own"),
+            "You step after each micro-batch, each with its own mean: those are N steps of small "
+            "batches. Divide by the tokens of all, let the gradients add up, and step once.",
+            "a reader",
         ),
     ),
 )
