@@ -284,6 +284,43 @@ def test_an_order_of_sizes_may_be_given_in_numbers(form):
     assert "form" in str(judge(exercise("4.4"), form([300, 1000, 100, 30])))
 
 
+@pytest.mark.parametrize(
+    ("number", "answer", "told"),
+    [
+        ("4.4", [1000, 100, 300, 3000], "This is not the order"),
+        ("3.4", 0.3, "Your 0.3 is not near enough"),
+        ("0.1", [1, 2, 3], "Not all of these numbers are near enough"),
+    ],
+)
+def test_an_unknown_prediction_is_sent_to_a_hint(number, answer, told):
+    verdict = judge(exercise(number), answer)
+    assert verdict.state == "not yet" and verdict.mistake is None
+    assert told in str(verdict) and f'hint("{number}")' in str(verdict)
+    assert "chapter" not in str(verdict)
+
+
+def test_cases_and_properties_are_counted_in_words_that_fit():
+    def said(number, function):
+        return str(judge(exercise(number), function)).splitlines()[1]
+
+    def served(wanted, booked, untrue):
+        return ((wanted == booked).all(1) & (untrue == 0)).double().mean()
+
+    def excess(logits, p, labels):
+        token = (torch.xlogy(p, p) - p * logits.log_softmax(-1)).sum(-1)
+        return token[labels != -100].mean()
+
+    assert said("0.3", served) == "4 cases come out right."
+    assert "3 cases come out right, and one property holds: what must" in said("3.5", excess)
+    assert "5 cases come out right, and 3 properties hold: what must" in said("2.2", right)
+
+
+@pytest.mark.parametrize("cut", [lambda x: x.detach(), lambda x: torch.tensor(x.tolist())])
+def test_a_detached_student_is_told_that_no_gradient_arrives(cut):
+    verdict = str(judge(KL, lambda student, teacher, T: right(cut(student), teacher, T)))
+    assert "no gradient arrives" in verdict and "finite" not in verdict
+
+
 def test_counts_that_differ_in_the_last_digits_are_shown_in_full():
     def more(*shape):
         return exercise("1.1").oracle(*shape) + 1000

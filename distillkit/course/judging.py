@@ -78,9 +78,7 @@ def _right(bench: Bench) -> Verdict:
         return _named(bench, failing) or _unheld(bench, failing[0])
     if bench.run.used:
         return Verdict(exercise, "used the library", [_library(bench)])
-    counts = {"cases": len(bench.cases), "properties": len(exercise.properties)}
-    because = "done case" if exercise.kind == "predict" else "done because"
-    return Verdict(exercise, "done", [_said(because, exercise, **counts)])
+    return Verdict(exercise, "done", [_because(bench)])
 
 
 def _wrong(bench: Bench, place: int) -> Verdict:
@@ -127,10 +125,24 @@ def _library(bench: Bench) -> str:
     return _said("library", bench.exercise, name=bench.run.used)
 
 
+def _because(bench: Bench) -> str:
+    exercise, cases = bench.exercise, len(bench.cases)
+    if exercise.kind == "predict":
+        return _said("done case", exercise)
+    count = len(exercise.properties)
+    key = ("done because", "done and one", "done and more")[min(count, 2)]
+    return _said(key, exercise, cases=cases, properties=count)
+
+
 def _unknown(bench: Bench) -> str:
-    if bench.exercise.kind == "predict":
-        return _said("wrong number", bench.exercise, yours=bench.outcomes[0].value)
-    return _said("closer", bench.exercise)
+    if bench.exercise.kind != "predict":
+        return _said("closer", bench.exercise)
+    [goal] = bench.targets
+    if isinstance(goal, Tensor):
+        key = "wrong numbers" if goal.dim() else "wrong number"
+    else:
+        key = "wrong word" if isinstance(goal, str) else "wrong order"
+    return _said(key, bench.exercise, yours=bench.outcomes[0].value)
 
 
 def _changed(bench: Bench) -> str:

@@ -19,7 +19,11 @@ SAID = {
     "gives you a start.",
     "as given": "It still gives what the broken code gave. Find a fault, mend it, and check again; "
     'hint("{number}") tells you where to look.',
-    "done because": "{cases} cases and {properties} properties hold.",
+    "done because": "{cases} cases come out right.",
+    "done and one": "{cases} cases come out right, and one property holds: what must be so for any "
+    "input.",
+    "done and more": "{cases} cases come out right, and {properties} properties hold: what must be "
+    "so for any input.",
     "done case": "That is right.",
     "library": "Your function calls the course's own `{name}`. From the next chapter on you are "
     "free to use it. Here, write it yourself, without that call: it does not count yet.",
@@ -58,8 +62,14 @@ SAID = {
     "several wanted": "{count} numbers",
     "choice wanted": "one of {choices}",
     "order wanted": "a list that holds each of {choices} once, in your order",
-    "wrong number": "Your {yours} is not near enough. The right number comes from the code of the "
-    "chapter: work it out, and predict again.",
+    "wrong number": "Your {yours} is not near enough, and no known mistake gives it. Work it out, "
+    'or ask hint("{number}").',
+    "wrong numbers": "Not all of these numbers are near enough, and no known mistake gives them. "
+    'Work them out, or ask hint("{number}").',
+    "wrong order": "This is not the order, and none of the known mistakes. Predict again, or ask "
+    'hint("{number}").',
+    "wrong word": "This is not the right one, and none of the known mistakes. Predict again, or "
+    'ask hint("{number}").',
     "a tensor": "a tensor of shape {shape}",
     "a number": "a number",
     "a text": "a text",

@@ -188,9 +188,9 @@ SENTENCES = Exercise(
     minutes=5,
     difficulty=2,
     hints=(
-        "Sentence c can be computed: 1.1 and 1.2 know everything about it. Two bytes a number.",
         "For a: half of the *layers* is not half of the parameters; what is outside the layers? "
         "For b: what does a service send you, numbers for every token or a text?",
+        "Sentence c can be computed: 1.1 and 1.2 know everything about it. Two bytes a number.",
     ),
     choices=("a", "b", "c", "d", "e"),
     oracle=lambda: "c",

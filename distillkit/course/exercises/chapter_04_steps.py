@@ -95,8 +95,10 @@ STEP = Exercise(
     hints=(
         "The loss of the step is one mean over all its valid tokens. So there is one denominator "
         "for all micro-batches: how many labels of the whole step are not -100?",
-        "Each share is a sum over its own valid tokens, `(losses * mask).sum((1, 2))`, divided by "
-        "`mask.sum()`. Clamp that to 1, for a step with nothing to learn.",
+        "A share keeps its own numerator: the sum of the losses of its own valid tokens. Add up "
+        "over two of the three dimensions, and divide all N sums by the one count.",
+        "Two things may go wrong at the end: where the whole step has no label the count is 0, so "
+        "see `clamp`; and `.item()` would cut the gradient off.",
     ),
     cases=_split_cases,
     oracle=_split_oracle,
