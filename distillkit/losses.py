@@ -40,7 +40,7 @@ class Divergence(ABC):
         It is bare: not scaled by T^power, not masked, not averaged. NaN logits give NaN.
         Raises UserError (a ValueError) when the shapes differ or the temperature is not above 0.
         """
-        _check_logits(student_logits, teacher_logits, temperature)
+        self._check(student_logits, teacher_logits, temperature)
         log_p = _log_softmax(teacher_logits.detach(), temperature)
         return self._value(log_p, _log_softmax(student_logits, temperature))
 
@@ -52,9 +52,13 @@ class Divergence(ABC):
 
         By formula, in float32 (float64 for float64 logits), without a graph. Raises as the call.
         """
-        _check_logits(student_logits, teacher_logits, temperature)
+        self._check(student_logits, teacher_logits, temperature)
         log_p = _log_softmax(teacher_logits, temperature)
         return self._gradient(log_p, _log_softmax(student_logits, temperature)) / temperature
+
+    def _check(self, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> None:
+        """Refuse what cannot be compared; one that compares across tokenizers refuses less."""
+        _check_logits(student_logits, teacher_logits, temperature)
 
     @abstractmethod
     def _value(self, log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -254,7 +258,7 @@ class LogitsMSE(Divergence):
         self, student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
     ) -> Tensor:
         """Return the mean squared difference of each token's logits, (..., V) -> (...)."""
-        _check_logits(student_logits, teacher_logits, temperature)
+        self._check(student_logits, teacher_logits, temperature)
         return self._value(_as_float(teacher_logits.detach()), _as_float(student_logits))
 
     @torch.no_grad()
@@ -262,7 +266,7 @@ class LogitsMSE(Divergence):
         self, student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
     ) -> Tensor:
         """Return its gradient in the student's logits, (..., V)."""
-        _check_logits(student_logits, teacher_logits, temperature)
+        self._check(student_logits, teacher_logits, temperature)
         return self._gradient(_as_float(teacher_logits), _as_float(student_logits))
 
     def _value(self, teacher: Tensor, student: Tensor) -> Tensor:
@@ -365,7 +369,7 @@ def distillation_loss(
     >>> round(loss.item(), 4)  # 0.5 · 0.3681 + 0.5 · 0.6931
     0.5306
     """
-    _check_logits(student_logits, teacher_logits, temperature)
+    divergence._check(student_logits, teacher_logits, temperature)
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha is {alpha}: it must lie between 0 (labels) and 1 (teacher)")
     valid = _valid_tokens(student_logits, labels, ignore_index)
@@ -453,13 +457,18 @@ def _check_logits(student_logits: Tensor, teacher_logits: Tensor, temperature: f
             f"the teacher has {teacher_width} logits a token, the student {student_width}: if "
             "they share a tokenizer, cut both to the ids that they share, "
             f"logits[..., :{min(student_width, teacher_width)}]; if not, give the student the "
-            "teacher's tokenizer, because id by id the two do not mean the same"
+            "teacher's tokenizer, because id by id the two do not mean the same, or compare "
+            "them with cross_tokenizer.universal_logit_distance"
         )
     if student_logits.shape != teacher_logits.shape:
         raise UserError(
             f"the student's logits have shape {tuple(student_logits.shape)}, the teacher's "
             f"{tuple(teacher_logits.shape)}: they must be equal, run both on the same batch"
         )
+    _check_temperature(temperature)
+
+
+def _check_temperature(temperature: float) -> None:
     if not (temperature > 0 and math.isfinite(temperature)):
         raise UserError(
             f"temperature is {temperature}: it must be a finite number above 0 "

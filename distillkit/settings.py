@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distillkit import losses
+from distillkit import cross_tokenizer, losses, sparse_losses
 from distillkit.errors import UserError
 from distillkit.training import DistillationArguments
 
@@ -19,6 +19,8 @@ DIVERGENCES: dict[str, Callable[..., losses.Divergence]] = {
     "skew_kl": losses.SkewKL,
     "total_variation": losses.TotalVariation,
     "logits_mse": losses.LogitsMSE,
+    "top_k_kl": sparse_losses.TopKKL,
+    "universal_logit_distance": cross_tokenizer.UniversalLogitDistance,
 }
 
 OPTIMIZERS = ("auto", "muon", "adamw")
@@ -125,6 +127,6 @@ def divergence_named(name: str) -> losses.Divergence:
         raise
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"divergence is {name!r}: give one of {', '.join(DIVERGENCES)}; jensen_shannon and "
-            "skew_kl take a number after a colon"
+            f"divergence is {name!r}: give one of {', '.join(DIVERGENCES)}; jensen_shannon, "
+            "skew_kl and top_k_kl take a number after a colon"
         ) from None

@@ -86,6 +86,50 @@ def logits_mse(student_row, teacher_row, temperature):
     return total / len(student_row)
 
 
+def buckets(log_x, kept):
+    """The logarithms of the kept tokens, one after the other, and of all others together."""
+    highest = max([log_x[v] for v in range(len(log_x)) if v not in kept], default=-INFINITY)
+    if highest == -INFINITY:
+        return [log_x[v] for v in kept] + [-INFINITY]
+    total = 0.0
+    for v in range(len(log_x)):
+        if v not in kept:
+            total += math.exp(log_x[v] - highest)
+    return [log_x[v] for v in kept] + [highest + math.log(total)]
+
+
+def best(log_p, k):
+    return sorted(range(len(log_p)), key=lambda v: -log_p[v])[:k]
+
+
+def top_k_kl(k):
+    def divergence(student_row, teacher_row, temperature):
+        log_p = log_softmax(teacher_row, temperature)
+        log_q = log_softmax(student_row, temperature)
+        kept = best(log_p, k)
+        return kl(buckets(log_p, kept), buckets(log_q, kept))
+
+    return divergence
+
+
+def sampled_kl(student_row, token_ids, log_probs, weights, temperature):
+    log_q = log_softmax(student_row, temperature)
+    total = 0.0
+    for v, log_x, weight in zip(token_ids, log_probs, weights, strict=True):
+        if weight > 0:
+            total += weight * (log_x - log_q[v])
+    return total
+
+
+def universal_logit_distance(student_row, teacher_row, temperature):
+    p = sorted((math.exp(x) for x in log_softmax(teacher_row, temperature)), reverse=True)
+    q = sorted((math.exp(x) for x in log_softmax(student_row, temperature)), reverse=True)
+    total = 0.0
+    for rank in range(max(len(p), len(q))):
+        total += abs((p[rank] if rank < len(p) else 0.0) - (q[rank] if rank < len(q) else 0.0))
+    return total
+
+
 def per_token(divergence, student_logits, teacher_logits, temperature):
     """A divergence for each of the (B, S) tokens, as B lists of S floats."""
     values = []
