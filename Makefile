@@ -37,9 +37,9 @@ test-all: $(READY) lint ## the same with the slow tests
 	@$(TEST_ENV) $(PY) -m pytest -q -n 2 --dist loadscope tests
 	@$(MAKE) --no-print-directory check-notebooks
 
-test-peers: $(READY) ## compare our trainer with TRL's (installs TRL into .venv)
+test-peers: $(READY) ## compare losses and trainer with TRL, Liger, torchtune (installs them into .venv)
 	@echo "Peers:"
-	@$(PIP) -e ".[peers]"
+	@$(PIP) --no-deps trl liger-kernel torchtune
 	@$(TEST_ENV) $(PY) -m pytest -q tests/peers
 
 lint: $(READY) ## ruff and mypy

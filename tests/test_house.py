@@ -72,6 +72,11 @@ def test_constraints_lie_within_the_ranges_of_pyproject():
         assert ranges[pin.name].contains(only.version.replace("*", "0")), pin
 
 
+def test_the_peers_are_installed_alone():
+    (installs,) = re.findall(r"--no-deps (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert installs.split() == [Requirement(peer).name for peer in EXTRAS["peers"]]
+
+
 def test_constraints_pin_torch_exactly():
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
 
