@@ -8,11 +8,13 @@ import math
 
 import oracles
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from test_losses import EXACT, autograd, batches, examples, some_logits
 from torch.testing import assert_close
+from trainers import batch_of, by_hand, make_trainer
 
 from distillkit import cross_tokenizer, sparse_losses
 from distillkit.course.exercises.loops import log_softmax
@@ -300,6 +302,14 @@ def test_it_plugs_into_the_loss_of_the_course_and_two_vocabularies_fit():
     )
     per_token = universal_logit_distance(student, teacher, 3.0)
     assert_close(got, 3.0 * masked_mean(per_token, valid))  # T, and not T²
+
+
+@pytest.mark.parametrize("divergence", [TopKKL(4), universal_logit_distance], ids=lambda d: d.name)
+def test_the_trainer_takes_it(divergence, tmp_path):
+    student, teacher, batch = tiny.student(), tiny.teacher(), batch_of(tiny.encoded(4))
+    settings = {"alpha": 0.7, "temperature": 3.0, "divergence": divergence}
+    trainer = make_trainer(tmp_path, student, teacher, **settings)
+    assert_close(trainer.compute_loss(student, batch), by_hand(student, teacher, batch, **settings))
 
 
 def test_the_distance_is_twice_the_total_variation_where_the_ranks_agree():
