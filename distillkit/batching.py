@@ -31,6 +31,8 @@ class EvenRows(Dataset):
         if index < len(self.rows):
             return self.rows[index]
         row = self.rows[0]
+        if isinstance(row.get("labels"), int):  # a text with one label
+            return {**row, "labels": IGNORE_INDEX}
         return {**row, "labels": [IGNORE_INDEX] * len(row["input_ids"])}
 
 

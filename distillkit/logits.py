@@ -1,19 +1,49 @@
 """A model's predictions where they matter: at the positions of a batch that have a label.
 
+Where a batch's labels meet the logits depends on what the model does, and is found from its class:
+
+- a *causal* model predicts the next token: labels and logits are shifted by one, once, here;
+- a *masked language model* fills gaps: the label of a position belongs to its own logits;
+- a *classifier* says one thing of a whole text: labels (B,), logits (B, C), no positions at all.
+
 A third of a dialogue's tokens is the assistant's, and the output head is most of a small model's
 work, so it runs at those positions alone.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Size, Tensor, nn
 
 from distillkit.chat import IGNORE_INDEX
 from distillkit.errors import UserError
+
+
+class Alignment(NamedTuple):
+    """How one kind of model reads a batch."""
+
+    name: str  # for messages
+    labels: Callable[[Mapping[str, Any]], Tensor]  # the labels, each where its logits are
+    inputs: Callable[[Any, dict[str, Any], Tensor], tuple[dict[str, Any], Tensor]]
+
+
+def alignment_of(model: Any) -> Alignment:
+    """How this model reads a batch, by its class; one that says nothing of itself is causal."""
+    names = [kind.__name__ for kind in type(_base(model)).__mro__]
+    if any(name.endswith("ForSequenceClassification") for name in names):
+        return CLASSIFIER
+    return MASKED if any(name.endswith("ForMaskedLM") for name in names) else CAUSAL
+
+
+def aligned_labels(model: Any, batch: Mapping[str, Any]) -> Tensor:
+    """The labels of a batch where this model's logits for them are, −100 elsewhere.
+
+    (B, S − 1) for a causal model, (B, S) for a masked language model, (B,) for a classifier.
+    """
+    return alignment_of(model).labels(batch)
 
 
 def shifted_labels(batch: Mapping[str, Any]) -> Tensor:
@@ -32,11 +62,17 @@ def shifted_labels(batch: Mapping[str, Any]) -> Tensor:
     return labels if mask is None else labels.masked_fill(mask[:, :-1] == 0, IGNORE_INDEX)
 
 
-def labelled_positions(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """The flat positions (N,) of a batch that predict a label, and the labels (N,)."""
-    labels = shifted_labels(batch)
-    conversation, position = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
-    return conversation * batch["labels"].shape[1] + position, labels[conversation, position]
+def labelled_positions(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The flat positions (N,) of a batch at which this model predicts a label, and the labels (N,).
+
+    A position counts through the tokens of the batch; for a classifier, through its texts.
+    """
+    labels = aligned_labels(model, batch)
+    found = labels != IGNORE_INDEX
+    if labels.dim() == 1:
+        return found.nonzero(as_tuple=True)[0], labels[found]
+    row, position = found.nonzero(as_tuple=True)
+    return row * batch["labels"].shape[1] + position, labels[found]
 
 
 def logits_at(
@@ -50,18 +86,27 @@ def logits_at(
     of which the same rows are taken.
     """
     inner = model if inner is None else inner
-    passed, rows = _model_inputs(inner, inputs, rows)
+    alignment = alignment_of(inner)
+    passed, rows = alignment.inputs(inner, inputs, rows)
+    if alignment is CLASSIFIER:
+        return model(**passed).logits.index_select(0, rows)
     with _head_at(inner, rows, inputs["input_ids"].shape):
         logits = model(**passed).logits
     return logits if logits.dim() == 2 else logits.flatten(0, 1).index_select(0, rows)
 
 
 def check_causal(model: Any) -> None:
-    """Refuse a model that sees the token it has to predict.
+    """Refuse a language model of conversations that sees the token it has to predict.
 
     BERT's kind looks to both sides unless its configuration says `is_decoder`. A model that says it
     is no decoder is tried on two conversations that differ in their last token alone.
     """
+    if (kind := alignment_of(model)) is not CAUSAL:
+        raise UserError(
+            f"{type(model).__name__} is {kind.name}: conversations need a model that reads from "
+            "left to right; if its weights are of that kind, set is_decoder to true in its "
+            "config.json"
+        )
     if getattr(model.config, "is_decoder", True) is not False:
         return
     training = model.training
@@ -100,7 +145,16 @@ def _head_at(model: Any, rows: Tensor, shape: Size) -> Iterator[None]:
         handle.remove()
 
 
-def _model_inputs(
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # inside peft
+
+
+def _known(model: Any) -> Mapping[str, Any]:
+    """The arguments of a model's forward."""
+    return inspect.signature(type(_base(model)).forward).parameters
+
+
+def _causal_inputs(
     model: Any, inputs: dict[str, Any], rows: Tensor
 ) -> tuple[dict[str, Any], Tensor]:
     """What the model's forward takes of a batch, and where `rows` are in that.
@@ -111,8 +165,7 @@ def _model_inputs(
     faster, purely causal path. A batch that brings positions of its own, of packed conversations
     say, is passed on as it is.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside peft
-    known = inspect.signature(type(base).forward).parameters
+    known = _known(model)
     passed: dict[str, Any] = {"input_ids": inputs["input_ids"]}
     if "use_cache" in known:
         passed["use_cache"] = False
@@ -126,3 +179,26 @@ def _model_inputs(
         return passed, rows - rows % mask.shape[1] + places.flatten()[rows]
     passed |= {name: value for name, value in own.items() if value is not None and name in known}
     return passed, rows
+
+
+def _encoder_inputs(
+    model: Any, inputs: dict[str, Any], rows: Tensor
+) -> tuple[dict[str, Any], Tensor]:
+    """What an encoder's forward takes of a batch, and `rows`, which stay where they are.
+
+    It looks to both sides, so padding must be masked: it would be read like words. Positions are
+    counted by the model itself, as it was trained to (RoBERTa begins at 2).
+    """
+    known, names = _known(model), ("input_ids", "attention_mask", "token_type_ids")
+    return {
+        name: inputs[name] for name in names if name in known and inputs.get(name) is not None
+    }, rows
+
+
+def _own_labels(batch: Mapping[str, Any]) -> Tensor:
+    return batch["labels"]
+
+
+CAUSAL = Alignment("a causal language model", shifted_labels, _causal_inputs)
+MASKED = Alignment("a masked language model", _own_labels, _encoder_inputs)
+CLASSIFIER = Alignment("a classifier", _own_labels, _encoder_inputs)

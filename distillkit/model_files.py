@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -54,6 +57,8 @@ _CHECKPOINT_FILE = re.compile(
 def load_model(name: str | os.PathLike[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model for use: float32, in evaluation mode, with its tokenizer.
 
+    A language model, a masked language model or a classifier, as its config.json says.
+
     Args:
         name: a shipped model (``front-desk-teacher``, …), a local folder, or a hub name.
 
@@ -61,14 +66,8 @@ def load_model(name: str | os.PathLike[str]) -> tuple[PreTrainedModel, PreTraine
         UserError: in one sentence, when the folder is missing, is no checkpoint, is damaged or
             lacks its tokenizer, or when the hub has no such model or cannot be reached.
     """
-    shipped = SHIPPED_FOLDER / str(name)
-    local = shipped if str(name) in SHIPPED else Path(name).expanduser()
-    from_hub = not (local.exists() or str(name) in SHIPPED or _looks_like_path(str(name)))
-    source = str(name) if from_hub else str(local)
-    if not from_hub:
-        _check_folder(local)
+    source, local_only = _located(name)
     with _quiet():
-        local_only = not from_hub or _is_cached(source)
         model = _load_weights(source, local_only)
         tokenizer = _load_tokenizer(source, local_only)
     embeddings: Any = model.get_input_embeddings()
@@ -78,6 +77,45 @@ def load_model(name: str | os.PathLike[str]) -> tuple[PreTrainedModel, PreTraine
             "for them; they do not belong together"
         )
     return model.eval(), tokenizer
+
+
+def classifier_from(
+    name: str | os.PathLike[str], labels: Sequence[str], *, seed: int = 0
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An encoder with a new, untrained head, to be trained on `labels`: float32, and its tokenizer.
+
+    The body is what the folder or the hub's checkpoint has; the head is random, by `seed`. To use a
+    classifier that is trained, take `load_model`, which refuses one whose head is missing.
+
+    Raises UserError as `load_model` does.
+    """
+    source, local_only = _located(name)
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                source,
+                dtype=torch.float32,
+                id2label=dict(enumerate(labels)),
+                label2id={label: number for number, label in enumerate(labels)},
+                ignore_mismatched_sizes=True,  # a head for other labels is replaced
+                local_files_only=local_only,
+            )
+        except Exception as error:
+            raise _loading_error(source, "model", error) from error
+        return model, _load_tokenizer(source, local_only)
+
+
+def _located(name: str | os.PathLike[str]) -> tuple[str, bool]:
+    """Where a checkpoint is, and whether nothing needs to be asked of the hub."""
+    shipped = SHIPPED_FOLDER / str(name)
+    local = shipped if str(name) in SHIPPED else Path(name).expanduser()
+    from_hub = not (local.exists() or str(name) in SHIPPED or _looks_like_path(str(name)))
+    source = str(name) if from_hub else str(local)
+    if not from_hub:
+        _check_folder(local)
+    with _quiet():
+        return source, not from_hub or _is_cached(source)
 
 
 def _looks_like_path(name: str) -> bool:
@@ -120,7 +158,7 @@ def _check_folder(folder: Path) -> None:
 
 def _load_weights(source: str, local_only: bool) -> PreTrainedModel:
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = _class_of(source, local_only).from_pretrained(
             source,
             dtype=torch.float32,
             output_loading_info=True,
@@ -134,6 +172,16 @@ def _load_weights(source: str, local_only: bool) -> PreTrainedModel:
     model, report = loaded
     _check_weights(source, model, report)
     return model
+
+
+def _class_of(source: str, local_only: bool) -> Any:
+    """Which of transformers' classes reads a checkpoint: it says what it was saved from."""
+    config = AutoConfig.from_pretrained(source, local_files_only=local_only)
+    names = tuple(config.architectures or ())
+    if any(name.endswith("ForSequenceClassification") for name in names):
+        return AutoModelForSequenceClassification
+    masked = any(name.endswith("ForMaskedLM") for name in names)
+    return AutoModelForMaskedLM if masked and not config.is_decoder else AutoModelForCausalLM
 
 
 def _check_weights(source: str, model: PreTrainedModel, report: dict[str, Any]) -> None:

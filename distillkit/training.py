@@ -3,7 +3,8 @@
 `DistillationTrainer` minimises α·T²·mean D(teacher, student) + (1−α)·mean −log student[label]. What
 it adds to `transformers.Trainer` is small, and is where distillation code usually goes wrong:
 
-- logits and labels are shifted once, together, and only the positions that have a label enter;
+- logits and labels are aligned once, together, as the kind of model asks (a causal model's are
+  shifted), and only the positions that have a label enter;
 - both means divide by the number of such positions in the whole optimiser step, over micro-batches
   and processes, so the loss does not depend on how a step is cut into pieces;
 - the output heads run at those positions only (see `logits.py`);
@@ -27,10 +28,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from transformers.trainer_utils import EvalLoopOutput
 
 from distillkit.batching import EpochTeller, EvenRows, shuffled
-from distillkit.chat import IGNORE_INDEX, Collator, check_same_tokenizer, encode_rows
+from distillkit.chat import IGNORE_INDEX, Collator, encode_rows
+from distillkit.encoders import collator_for
 from distillkit.errors import UserError
-from distillkit.logits import check_causal, labelled_positions, logits_at, shifted_labels
+from distillkit.logits import (
+    CAUSAL,
+    aligned_labels,
+    alignment_of,
+    check_causal,
+    labelled_positions,
+    logits_at,
+)
 from distillkit.losses import Divergence, forward_kl, label_loss
+from distillkit.pairing import shared_logits
 from distillkit.saving import WholeCheckpoints, checkpoints_in
 
 __all__ = ["DistillationArguments", "DistillationTrainer", "checkpoints_in"]
@@ -66,7 +76,8 @@ class DistillationTrainer(WholeCheckpoints):
     """Trains `student` on labels and on a frozen `teacher`'s distribution over the next token.
 
     `train_dataset` and `eval_dataset` hold rows of `input_ids` and `labels` (as `encode_rows` makes
-    them, not shifted), or rows of `messages`, which are encoded with `processing_class`. Without a
+    them, not shifted), or rows of `messages`, which are encoded with `processing_class`. The models
+    may also be classifiers or masked language models, on rows that `encoders` makes. Without a
     teacher, or with `alpha=0`, the loss is the labels' alone. `predict(rows)` gives, for each
     conversation, the summed −log q[label] as `predictions` and the number of labels as `label_ids`.
 
@@ -90,8 +101,13 @@ class DistillationTrainer(WholeCheckpoints):
         data_collator: Callable | None = None,
         **trainer_options: Any,
     ) -> None:
+        causal = alignment_of(student) is CAUSAL
         if data_collator is None and processing_class is not None:
-            data_collator = Collator(processing_class)
+            data_collator = (
+                Collator(processing_class) if causal else collator_for(student, processing_class)
+            )
+        if causal or _holds(train_dataset, "messages") or _holds(eval_dataset, "messages"):
+            check_causal(student)
         keeps_cache = getattr(student.config, "use_cache", None)
         super().__init__(
             model=student,
@@ -109,12 +125,10 @@ class DistillationTrainer(WholeCheckpoints):
         self.teacher = teacher if args.alpha > 0.0 else None
         self.shared_ids: int | None = None
         if self.teacher is not None:
-            self.shared_ids = _shared_ids(
+            self.shared_ids = shared_logits(
                 student, self.teacher, processing_class, teacher_tokenizer
             )
             _freeze(self.teacher, student, self.accelerator.device)
-            check_causal(self.teacher)
-        check_causal(student)
         # Our loss is divided by the tokens of the whole step: the base class must not divide again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -137,7 +151,7 @@ class DistillationTrainer(WholeCheckpoints):
         It is multiplied by the number of processes, whose gradients will be averaged. With
         `return_outputs`, also {"logits": (N, V)} at the N labelled positions.
         """
-        rows, labels = labelled_positions(inputs)
+        rows, labels = labelled_positions(self.model, inputs)
         count = len(labels) if num_items_in_batch is None else num_items_in_batch
         count = torch.as_tensor(count, device=labels.device).clamp(min=1)
         logits = logits_at(model, inputs, rows, self.model)
@@ -185,7 +199,7 @@ class DistillationTrainer(WholeCheckpoints):
         if not batches:
             return batches, None
         self._steps += 1
-        counts = [(shifted_labels(batch) != IGNORE_INDEX).sum() for batch in batches]
+        counts = [(aligned_labels(self.model, each) != IGNORE_INDEX).sum() for each in batches]
         return batches, self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
 
     # --- what is logged -----------------------------------------------------------------------
@@ -220,11 +234,11 @@ class DistillationTrainer(WholeCheckpoints):
         """Per conversation: the sum of −log q[label] in nats, and how many labels there are."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            rows, labels = labelled_positions(inputs)
+            rows, labels = labelled_positions(self.model, inputs)
             logits = logits_at(model, inputs, rows, self.model)
             nll = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-        conversations, length = inputs["labels"].shape
-        owner = rows // length
+        conversations = len(inputs["labels"])
+        owner = rows // (inputs["labels"].numel() // conversations)
         sums = nll.new_zeros(conversations).index_add_(0, owner, nll)
         return None, sums, torch.bincount(owner, minlength=conversations)
 
@@ -244,7 +258,11 @@ class DistillationTrainer(WholeCheckpoints):
     def get_train_dataloader(self) -> DataLoader:
         """As in the base class; a process that would run out of conversations gets blank ones."""
         given, step = self.train_dataset, self._train_batch_size * self.args.world_size
-        if self.args.world_size > 1 and not self.args.dataloader_drop_last and _holds_ids(given):
+        if (
+            self.args.world_size > 1
+            and not self.args.dataloader_drop_last
+            and _holds(given, "input_ids")
+        ):
             self.train_dataset = EvenRows(given, step)
         try:
             return super().get_train_dataloader()
@@ -284,8 +302,8 @@ def _encoded(dataset: Any, tokenizer: Any, max_length: int | None) -> Any:
     return encode_rows(tokenizer, dataset, max_length=max_length)
 
 
-def _holds_ids(dataset: Any) -> bool:
-    return hasattr(dataset, "__len__") and len(dataset) > 0 and "input_ids" in dataset[0]
+def _holds(dataset: Any, column: str) -> bool:
+    return hasattr(dataset, "__len__") and len(dataset) > 0 and column in dataset[0]
 
 
 def _freeze(teacher: PreTrainedModel, student: PreTrainedModel, device: torch.device) -> None:
@@ -299,21 +317,3 @@ def _freeze(teacher: PreTrainedModel, student: PreTrainedModel, device: torch.de
     teacher.eval().requires_grad_(False)
     if getattr(teacher, "hf_device_map", None) is None:
         nn.Module.to(teacher, device)
-
-
-def _shared_ids(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    student_tokenizer: PreTrainedTokenizerBase | None,
-    teacher_tokenizer: PreTrainedTokenizerBase | None,
-) -> int:
-    """How many ids mean the same to both models; heads of different width are cut to that."""
-    widths = [model.config.get_text_config().vocab_size for model in (teacher, student)]
-    if student_tokenizer is not None and teacher_tokenizer is not None:
-        return min(check_same_tokenizer(teacher_tokenizer, student_tokenizer), *widths)
-    if widths[0] != widths[1]:
-        raise UserError(
-            f"the teacher has {widths[0]} logits, the student {widths[1]}: pass both tokenizers "
-            "(processing_class=, teacher_tokenizer=), so that the shared ids are known"
-        )
-    return widths[0]

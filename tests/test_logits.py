@@ -21,14 +21,14 @@ torch.set_num_threads(1)
 
 def test_the_shift():
     labels = torch.tensor([[7, -100, 8, 9], [-100, 6, -100, 5]])
-    rows, targets = labelled_positions({"labels": labels})
+    rows, targets = labelled_positions(tiny.student(), {"labels": labels})
     assert rows.tolist() == [1, 2, 4, 6]
     assert targets.tolist() == [8, 9, 6, 5]
 
 
 def test_the_first_token_is_not_predicted_from_padding():
     batch = {"labels": torch.tensor([[-100, 7, 8]]), "attention_mask": torch.tensor([[0, 1, 1]])}
-    rows, targets = labelled_positions(batch)
+    rows, targets = labelled_positions(tiny.student(), batch)
     assert (rows.tolist(), targets.tolist()) == ([1], [8])
 
 
@@ -65,7 +65,7 @@ def test_the_head_at_chosen_rows_gives_the_same_logits(name, side, known):
     batch = batch_of(rows, side)
     if not known:
         del batch["position_ids"]
-    places, labels = labelled_positions(batch)
+    places, labels = labelled_positions(model, batch)
     alone = [model(torch.tensor([row["input_ids"]])).logits[0] for row in rows]
     wanted = [
         logits[place - 1]
@@ -87,7 +87,7 @@ def test_packed_conversations_do_not_see_each_other():
     positions = [place for row in rows for place in range(len(row["input_ids"]))]
     packed = {"input_ids": ids, "labels": labels, "position_ids": positions}
     packed = {name: torch.tensor([values]) for name, values in packed.items()}
-    places, _ = labelled_positions(packed)
+    places, _ = labelled_positions(model, packed)
     alone = torch.cat([model(torch.tensor([row["input_ids"]])).logits[0] for row in rows])
     for mask in ({}, {"attention_mask": torch.ones_like(packed["input_ids"])}):
         found = logits_at(model, packed | mask, places)
@@ -105,7 +105,7 @@ def test_a_token_that_is_masked_out_is_as_if_it_were_not_there(name):
     batch["attention_mask"][0, 2] = 0
     batch["labels"][0, 2] = -100
     del batch["position_ids"]
-    places, _ = labelled_positions(batch)
+    places, _ = labelled_positions(model, batch)
     without = torch.cat([batch["input_ids"][:, :2], batch["input_ids"][:, 3:]], dim=1)
     alone = model(without).logits[0]
     assert places.tolist() == [0, *range(3, len(row["input_ids"]) - 1)]

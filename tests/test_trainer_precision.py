@@ -106,7 +106,7 @@ def test_logits_of_ten_thousand_do_not_overflow(
 ):
     """In fp16 they do when they are divided by T = 0.1; the sum over a vocabulary does anyway."""
     batch, chance = batch_of(tiny.encoded(3)), torch.Generator().manual_seed(0)
-    _, labels = labelled_positions(batch)
+    _, labels = labelled_positions(tiny.student(), batch)
     shape = (len(labels), len(tiny.TOKENIZER))
     q, p = ((1e4 * torch.randn(shape, generator=chance).sign()).to(half) for _ in "qp")
     q[0, :5] = torch.tensor([1e4, 9.99e3, 1e4, -1e4, 0.0])
