@@ -41,6 +41,7 @@ __all__ = [
     "agreement",
     "bootstrap_interval",
     "calibration_error",
+    "calibration_of",
     "chrf",
     "distinct_n",
     "generate_replies",
@@ -236,7 +237,12 @@ def calibration_error(
         confidence, choice = batch.logits.softmax(-1).max(-1)
         confidences.append(confidence.cpu())
         hits.append((choice == batch.labels).cpu())
-    certain, hit = torch.cat(confidences).double().numpy(), torch.cat(hits).numpy()
+    return calibration_of(torch.cat(confidences), torch.cat(hits), bins=bins)
+
+
+def calibration_of(confidence: Tensor, hits: Tensor, *, bins: int = 15) -> Calibration:
+    """The same from what is known already: of N choices, how sure each was and whether it hit."""
+    certain, hit = confidence.double().numpy(), hits.numpy()
     index = np.clip(np.ceil(certain * bins).astype(int) - 1, 0, bins - 1)
     table = []
     for number in np.unique(index):

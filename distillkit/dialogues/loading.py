@@ -21,6 +21,7 @@ ENDINGS = (".jsonl", ".json", ".parquet")
 _OTHER_ENDINGS = (".txt", ".csv", ".tsv", ".gz", ".zip", ".zst", ".arrow", ".yaml", ".xml", ".md")
 FRONT_DESK_COUNT = 1_000  # conversations, where no limit is given
 
+SPLITS = ("train", "development", "test")  # of the front desk
 _SPLITS = {"validation": "development", "dev": "development"}
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 _NAMED = 3  # refusals that a summary spells out
@@ -104,7 +105,7 @@ def _front_desk(split: str, limit: int | None, seed: int) -> Dialogues:
     from distillkit.dialogues import front_desk
 
     split = _SPLITS.get(split, split)
-    if split not in ("train", "development", "test"):
+    if split not in SPLITS:
         raise UserError(f"the front desk has no split {split!r}: use train, development or test")
     rows = list(front_desk(limit or FRONT_DESK_COUNT, seed=seed, split=split))
     return Dialogues(rows, f"front-desk ({split}, seed {seed})")
@@ -213,6 +214,14 @@ def _read_parquet(path: Path) -> Iterator[_Candidate]:
 
 
 def _read_hub(name: str, split: str) -> Iterator[_Candidate]:
+    yield from (_Candidate(number, row) for number, row in enumerate(hub_rows(name, split), 1))
+
+
+def hub_rows(name: str, split: str) -> Iterable[Any]:
+    """A data set of the hub, ``owner/name`` or ``owner/name:configuration``, as it stands there.
+
+    Raises UserError for what can be no hub name, and in a sentence for the hub's refusal.
+    """
     if not _HUB_NAME.fullmatch(name):
         raise UserError(
             f"{name!r} is no file and no hub name; expected 'front-desk', a file ({_endings()}), "
@@ -221,10 +230,9 @@ def _read_hub(name: str, split: str) -> Iterator[_Candidate]:
     repository, _, configuration = name.partition(":")
     _ask_hub(repository)
     try:
-        rows = _load_dataset(repository, configuration or None, split=split)
+        return _load_dataset(repository, configuration or None, split=split)
     except Exception as error:
         raise _hub_error(repository, error) from error
-    yield from (_Candidate(number, row) for number, row in enumerate(rows, 1))
 
 
 def _load_dataset(*args: Any, **options: Any) -> Iterable[Any]:
