@@ -75,6 +75,9 @@ ROLES = {
     "reverse_kl": Role("reverse KL", "#999933", "<"),
     "jensen_shannon": Role("Jensen-Shannon", "#44AA99", "p"),
     "total_variation": Role("total variation", "#661100", "d"),
+    "right": Role("the right form", "#117733", "8"),
+    "wrong": Role("the wrong form", "#EE3377", "X"),
+    "wrong_too": Role("another wrong form", "#DDCC77", "1"),
 }
 
 STYLE: Any = {

@@ -11,6 +11,7 @@ whose names nobody has read (`known` and `test`). Half an hour on one core; a ru
 
 import argparse
 import tempfile
+from pathlib import Path
 
 import torch
 from recording import Record
@@ -19,7 +20,7 @@ from distillkit.classification import classify
 from distillkit.course.classrooms import STUDENT, TEACHER, VOCABULARY
 from distillkit.dialogues.intents import front_desk_intents, intents_of
 from distillkit.encoders import build_classifier, encode_intents, train_text_tokenizer
-from distillkit.models import count_parameters
+from distillkit.models import count_parameters, load_model, save_model
 from distillkit.optimizers import muon
 from distillkit.training import DistillationArguments, DistillationTrainer
 
@@ -30,13 +31,14 @@ BASE = {"texts": FEW, "steps": STEPS, "rate": 5e-3, "alpha": 0.0, "temperature":
 SETTINGS: list[dict] = [
     {},
     {"alpha": 0.9, "temperature": 2.0},
-    {"alpha": 0.9, "temperature": 1.0},
     {"alpha": 1.0, "temperature": 2.0, "texts": TEXTS},
+    {"alpha": 0.9, "temperature": 1.0},
     {"alpha": 0.9, "temperature": 4.0},
-    {"alpha": 0.5, "temperature": 2.0},
-    {"smoothing": 0.1},
     {"steps": 3 * STEPS},
     {"alpha": 0.9, "temperature": 2.0, "steps": 3 * STEPS},
+    {"texts": TEXTS},
+    {"alpha": 0.5, "temperature": 2.0},
+    {"smoothing": 0.1},
     {"rate": 2e-3},
     {"alpha": 0.9, "temperature": 2.0, "rate": 2e-3},
 ]
@@ -88,6 +90,16 @@ class Desk:
         found = {part: self.answers(model, part).measures() for part in ("known", "test")}
         return model, {"parameters": count_parameters(model)} | found
 
+    def teacher(self, record: Record, folder: Path):
+        """The teacher, read from the work folder, or trained and recorded."""
+        if (folder / "config.json").exists():
+            return load_model(folder)[0]
+        model, measured = self.train(TEACHER, 0, TEACHER_RUN)
+        save_model(model, self.tokenizer, folder)
+        measured |= {"entropy": self.certainty(model)}
+        record.once(lambda: measured, arm="teacher", seed=0, setting=TEACHER_RUN)
+        return model
+
     def answers(self, model, part: str, limit: int | None = None):
         return classify(model, self.tokenizer, self.encoded[part][:limit])
 
@@ -106,15 +118,14 @@ class Desk:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--work", type=Path, default=Path("build/front_desk_intents"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     record, desk = Record("05_front_desk_intents.json"), Desk()
-    teacher, measured = desk.train(TEACHER, 0, TEACHER_RUN)
-    measured |= {"entropy": desk.certainty(teacher)}
-    record.once(lambda: measured, arm="teacher", seed=0, setting=TEACHER_RUN)
-    for seed in args.seeds:
-        for changes in SETTINGS:
+    teacher = desk.teacher(record, args.work)
+    for changes in SETTINGS:
+        for seed in args.seeds:
             setting = BASE | changes
             taught = teacher if setting["alpha"] else None
             record.once(

@@ -26,7 +26,6 @@ TEACHER = ModelSize(width=96, layers=2, heads=4, feed_forward=192)
 STUDENT = ModelSize(width=48, layers=2, heads=4, feed_forward=96)
 VOCABULARY = 1000
 NEW_RATE = {"teacher": 3e-3, "student": 5e-3}
-HUB_RATE = 5e-5  # a trained body is moved with care: Devlin et al. 2019, A.3
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Classroom:
         return build_classifier(size, self.tokenizer, self.names, seed=seed)
 
     def optimizers(self, model: PreTrainedModel, role: str, *, steps: int) -> tuple[Any, Any]:
-        """For `Trainer(optimizers=…)`: Muon for a new model; for a trained body, its own AdamW."""
+        """For `Trainer(optimizers=…)`: Muon for a new model; for a trained body, AdamW at 5e-5."""
         if self.bodies:
             return None, None
         return muon(model, steps=steps, learning_rate=NEW_RATE[role])
