@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from other_styles_00 import STYLES as STYLES_00
 from other_styles_03 import STYLES as STYLES_03
+from other_styles_05 import STYLES as STYLES_05
 
 # --- 2.2 ------------------------------------------------------------------------------------------
 
@@ -196,4 +197,5 @@ OTHER_STYLES = {
     "2.7": (jsd_by_torch, jsd_by_loops, jsd_in_float64),
     "2.8": (top_k_by_a_mask, top_k_by_sorting, top_k_in_float64),
     **STYLES_03,
+    **STYLES_05,
 }

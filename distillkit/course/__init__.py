@@ -16,8 +16,10 @@ from distillkit.course.headlines import headline
 from distillkit.course.levels import Level, machine_check, run_level
 from distillkit.course.quizzes import quiz
 from distillkit.course.results import (
+    clinc_table,
     fair_fight,
     fair_table,
+    intents_table,
     marks,
     overview,
     recorded,
@@ -28,10 +30,12 @@ from distillkit.course.results import (
 __all__ = [
     "Level",
     "check",
+    "clinc_table",
     "fair_fight",
     "fair_table",
     "headline",
     "hint",
+    "intents_table",
     "machine_check",
     "marks",
     "overview",

@@ -30,6 +30,9 @@ HUB = {
     "teacher": "HuggingFaceTB/SmolLM2-360M-Instruct",
     "student": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "dialogues": "HuggingFaceTB/everyday-conversations-llama3.1-2k",
+    "encoder_teacher": "google-bert/bert-large-uncased",
+    "encoder_student": "google-bert/bert-base-uncased",
+    "intents": "clinc/clinc_oos:plus",
 }
 HUB_SPLITS = ("train_sft", "test_sft")
 NEW_STUDENT_RATE = 5e-3
@@ -38,7 +41,7 @@ Rows = Sequence[dict[str, Any]]
 
 
 def from_hub(what: str) -> str:
-    """The name of the "teacher", the "student" or the "dialogues" of level gpu."""
+    """The name of the "teacher", the "student", the "dialogues" … of level gpu (see HUB)."""
     return os.environ.get(f"DISTILLKIT_{what.upper()}", "").strip() or HUB[what]
 
 

@@ -94,6 +94,60 @@ def stages_table(folder: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
+def intents_table(folder: Path = RESULTS) -> str:
+    """The runs of `experiments/05_front_desk_intents.py` in Markdown: a line a setting.
+
+    Accuracy in towns whose names the training texts hold, then in new ones; means over seeds, with
+    the least and the greatest.
+    """
+    [content] = recorded("05_front_desk_intents.json", folder)
+    lines = [
+        "| learns from | α | T | texts | steps | rate | seeds | accuracy, known | new "
+        "| out of scope found | NLL, new |",
+        "|---|---:|---:|---:|---:|---:|---:|---|---|---|---|",
+    ]
+    for runs in _alike(content["runs"], "arm", "setting"):
+        its = runs[0]["setting"]
+        told = runs[0]["arm"] + (", smoothed" if its.get("smoothing") else "")
+        cells = [told, its.get("alpha", "—"), its.get("temperature", "—")]
+        cells += [f"{its.get('texts', 6000):,}", its["steps"], its["rate"], len(runs)]
+        cells += [_shares(runs, "known", "accuracy"), _shares(runs, "test", "accuracy")]
+        cells += [_shares(runs, "test", "recall_out_of_scope")]
+        cells += [_spread([run["test"]["nll"] for run in runs])]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def clinc_table(folder: Path = RESULTS) -> str:
+    """The runs of `experiments/05_clinc150.py` in Markdown: a line an arm and size."""
+    [content] = recorded("05_clinc150.json", folder)
+    judged = [{**run, "test": run} for run in content["runs"] if "accuracy" in run]
+    lines = [
+        "| learns from | labels | seeds | accuracy in scope | out of scope found | NLL | ECE |",
+        "|---|---:|---:|---|---|---|---|",
+    ]
+    for runs in _alike(judged, "arm", "size"):
+        labels = 0 if runs[0]["arm"] == "unlabelled" else runs[0]["size"]
+        measures = [_shares(runs, "test", name) for name in ("accuracy", "recall_out_of_scope")]
+        measures += [_spread([run[name] for run in runs]) for name in ("nll", "calibration_error")]
+        cells = (runs[0]["arm"], f"{labels:,}", len(runs), *measures)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _alike(runs: Sequence[dict[str, Any]], *keys: str) -> list[list[dict[str, Any]]]:
+    """The runs in groups that agree in `keys`, in the order of their first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps([run[key] for key in keys]), []).append(run)
+    return list(groups.values())
+
+
+def _shares(runs: Sequence[dict[str, Any]], part: str, name: str) -> str:
+    found = [run[part][name] for run in runs]
+    return f"{sum(found) / len(found):.1%} ({min(found):.1%} to {max(found):.1%})"
+
+
 def students(folder: Path = RESULTS) -> list[dict[str, Any]]:
     """The runs of `experiments/00_students.py`, whose models ship: small to large, distilled first.
 
