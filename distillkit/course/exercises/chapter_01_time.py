@@ -75,6 +75,12 @@ def _all_in_bits(
     return (parameters + batch * cache) * bits / 8 / (bandwidth * 1e6) + besides
 
 
+def _all_divided(
+    parameters: int, bits: int, cache: int, batch: int, bandwidth: float, besides: float
+) -> float:
+    return (parameters * bits + batch * cache) / 8 / (bandwidth * 1e6) + besides
+
+
 STEP = Exercise(
     number="1.3",
     library=(step_seconds, decode_bytes),
@@ -158,6 +164,13 @@ STEP = Exercise(
             _all_in_bits,
             "You multiply the cache by `bits / 8`, too. `cache_bytes` is in bytes already: only "
             "the parameters have `bits` each.",
+            "a reader",
+        ),
+        Mutant(
+            "cache divided by 8",
+            _all_divided,
+            "You divide the cache by 8, too. `cache_bytes` is in bytes already; only the weights "
+            "come in bits.",
             "a reader",
         ),
     ),

@@ -264,6 +264,14 @@ JSD = Exercise(
             "a reader",
         ),
         Mutant(
+            "an even mixture, no ends",
+            _weighed(0.5, ends=False),
+            "Your mixture is always half and half; in this family β is the share of p in m as "
+            "well. And at β = 0 and β = 1 the two KLs go from one side to the other: branches of "
+            "their own.",
+            "a reader",
+        ),
+        Mutant(
             "weights swapped",
             _weighed(swapped=True),
             "The mixture and the ends are right; the weights of the two KLs are swapped. "

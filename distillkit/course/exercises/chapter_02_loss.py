@@ -271,6 +271,13 @@ WHOLE_LOSS = Exercise(
             "to be held against the label at s here.",
             "a reader",
         ),
+        Mutant(
+            "first column left out",
+            whole.without_first_column,
+            "You take `[:, 1:]` of logits and labels, so the first column is lost. They are "
+            "aligned already: nothing is to be shifted or left out here.",
+            "a reader",
+        ),
     ),
 )
 

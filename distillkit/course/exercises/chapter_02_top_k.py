@@ -238,6 +238,13 @@ TOP_K = Exercise(
             "a reader",
         ),
         Mutant(
+            "times T², the rest by subtraction",
+            lambda s, t, k, T: T**2 * _top_by_subtraction(s, t, k, T),
+            "Two things. T² belongs to the loss: here the value is asked for unscaled. And 1 - Σ "
+            "is exactly 0 where the kept tokens have everything: take the rest with `logsumexp`.",
+            "a reader",
+        ),
+        Mutant(
             "each side's own best",
             _top_of_each,
             "You hold the teacher's best tokens against the *student's* best, which may be others. "

@@ -129,6 +129,7 @@ def _best_cases(draw: Draw) -> list[Case]:
     cases = []
     for arms, checkpoints in ((2, 6), (3, 9), (4, 5)):
         nll, success = draw.probabilities(2, arms, checkpoints)
+        nll[0, 0], nll[1:, 0] = nll.min() / 2, 1.0  # the first arm's best, and the others' worst
         cases.append(Case(f"{arms} arms, {checkpoints} checkpoints", (nll, success)))
     nll, success = draw.probabilities(2, 2, 7)
     nll[:, 3] = nll[:, 5] = nll.min() / 2
