@@ -23,7 +23,7 @@ WORDS = {
     "predicted": "predicted: bytes / bandwidth (ms per token)",
     "measured": "measured (ms per token)",
     "as_predicted": "as predicted",
-    "tokens_per_step": "tokens in one step",
+    "tokens_per_step": "conversations in one step, a token of each",
     "throughput": "tokens per second",
     "bound": "bound of bytes and operations",
     # the chat

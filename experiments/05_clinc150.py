@@ -19,6 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
+from arguments import at_its_best, run_arguments
 from recording import Record
 from transformers import EarlyStoppingCallback
 
@@ -27,7 +28,7 @@ from distillkit.dialogues.intents import intents_of, load_intents
 from distillkit.encoders import build_classifier, encode_intents, train_text_tokenizer
 from distillkit.models import ModelSize, count_parameters, load_model, save_model
 from distillkit.optimizers import muon
-from distillkit.training import DistillationArguments, DistillationTrainer
+from distillkit.training import DistillationTrainer
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 FILE = "intents_clinc150.{split}.jsonl"
@@ -75,26 +76,14 @@ class Classroom:
         )
         steps = STEPS["teacher" if shape is TEACHER else "student"]
         folder = Path(tempfile.mkdtemp(prefix="clinc150-"))
-        arguments = DistillationArguments(
-            output_dir=str(folder),
-            alpha=trial.get("alpha", 0.0),
-            temperature=trial.get("temperature", 1.0),
-            label_smoothing_factor=trial.get("smoothing", 0.0),
-            max_steps=steps,
-            per_device_train_batch_size=BATCH_SIZE,
-            per_device_eval_batch_size=4 * BATCH_SIZE,
-            bucket_by_length=True,
-            eval_strategy="steps",
-            eval_steps=steps // EVALUATIONS,
-            save_steps=steps // EVALUATIONS,
-            save_total_limit=1,
-            load_best_model_at_end=True,
-            metric_for_best_model="eval_loss",
-            greater_is_better=False,
-            logging_strategy="no",
-            disable_tqdm=True,
-            use_cpu=True,
+        arguments = run_arguments(
+            folder,
+            trial,
+            steps=steps,
+            batch_size=BATCH_SIZE,
             seed=seed,
+            use_cpu=True,
+            **at_its_best(steps // EVALUATIONS, 4 * BATCH_SIZE),
         )
         trainer = DistillationTrainer(
             model,

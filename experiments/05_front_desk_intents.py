@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from arguments import run_arguments
 from recording import Record
 
 from distillkit.classification import classify
@@ -22,7 +23,7 @@ from distillkit.dialogues.intents import front_desk_intents, intents_of
 from distillkit.encoders import build_classifier, encode_intents, train_text_tokenizer
 from distillkit.models import count_parameters, load_model, save_model
 from distillkit.optimizers import muon
-from distillkit.training import DistillationArguments, DistillationTrainer
+from distillkit.training import DistillationTrainer
 
 TEXTS, FEW, JUDGED = 6000, 300, 1000
 STEPS = 300
@@ -64,19 +65,13 @@ class Desk:
     def train(self, shape, seed: int, setting: dict, teacher=None) -> tuple:
         """A model after its last step, and what is measured of it."""
         model = build_classifier(shape, self.tokenizer, self.names, seed=seed)
-        arguments = DistillationArguments(
+        arguments = run_arguments(
             tempfile.mkdtemp(),
-            alpha=setting.get("alpha", 0.0),
-            temperature=setting.get("temperature", 1.0),
-            label_smoothing_factor=setting.get("smoothing", 0.0),
-            max_steps=setting["steps"],
-            per_device_train_batch_size=32,
-            bucket_by_length=True,
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            use_cpu=True,
+            setting,
+            steps=setting["steps"],
+            batch_size=32,
             seed=seed,
+            use_cpu=True,
         )
         trainer = DistillationTrainer(
             model,

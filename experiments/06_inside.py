@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import torch
+from arguments import at_its_best, run_arguments
 from arms import BATCH_SIZE, LEARNING_RATE, VALIDATION, Classroom
 from recording import Record
 from remembering import RememberingTeacher
@@ -50,7 +51,7 @@ from distillkit.models import (
 )
 from distillkit.narrowing import narrowed
 from distillkit.optimizers import muon
-from distillkit.training import DistillationArguments, DistillationTrainer
+from distillkit.training import DistillationTrainer
 
 SIZE = 1000  # conversations
 STEPS, EVERY, TUNING_STEPS = 500, 50, 250
@@ -130,26 +131,15 @@ def train(arm: str, begin: str, seed: int, trial: dict, classroom: Classroom, st
     inside = matches(arm, trial.get("weight", 0.0), heads)
     features = Features(model, teacher, inside, seed=seed) if inside else None
     work = Path(tempfile.mkdtemp(prefix="inside-"))
-    arguments = DistillationArguments(
-        output_dir=str(work),
+    arguments = run_arguments(
+        work,
+        trial,
         alpha=0.0 if arm == "labels" else 0.9,
-        temperature=trial.get("temperature", 1.0),
-        label_smoothing_factor=trial.get("smoothing", 0.0),
-        max_steps=steps,
-        per_device_train_batch_size=BATCH_SIZE,
-        per_device_eval_batch_size=2 * BATCH_SIZE,
-        bucket_by_length=True,
-        eval_strategy="steps",
-        eval_steps=EVERY,
-        save_steps=EVERY,
-        save_total_limit=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        logging_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
+        steps=steps,
+        batch_size=BATCH_SIZE,
         seed=seed,
+        use_cpu=True,
+        **at_its_best(EVERY, 2 * BATCH_SIZE),
     )
     validation = front_desk(VALIDATION, seed=2, split="development")
     curve = Curve(tokenizer, validation)

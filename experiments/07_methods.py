@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from arguments import run_arguments
 from recording import Record
 from remembering import RememberingTeacher
 from transformers import TrainerCallback
@@ -46,7 +47,7 @@ from distillkit.optimizers import muon
 from distillkit.sampling import Sampling
 from distillkit.sequence_level import write_visits
 from distillkit.settings import divergence_named
-from distillkit.training import DistillationArguments, DistillationTrainer
+from distillkit.training import DistillationTrainer
 
 STEPS, BATCH_SIZE = 1800, 8
 DECAY, SPEAKING = 1 / 4, 1 / 6  # the last share of the steps: the rate falls; on policy, if at all
@@ -265,19 +266,14 @@ class School:
 
 
 def arguments(folder: str, method: Method, seed: int, trial: dict, steps: int):
-    return DistillationArguments(
-        output_dir=folder,
+    return run_arguments(
+        folder,
+        trial,
         alpha=trial.get("alpha", 0.9) if method.divergence else 0.0,
-        temperature=trial.get("temperature", 1.0),
-        label_smoothing_factor=trial.get("smoothing", 0.0),
         lmbda=method.lmbda,
         off_policy_steps=round(steps * (1 - SPEAKING)),
-        max_steps=steps,
-        per_device_train_batch_size=BATCH_SIZE,
-        bucket_by_length=True,
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
+        steps=steps,
+        batch_size=BATCH_SIZE,
         seed=seed,
     )
 

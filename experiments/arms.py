@@ -11,6 +11,7 @@ import tempfile
 from hashlib import sha256
 from pathlib import Path
 
+from arguments import at_its_best, run_arguments
 from remembering import RememberingTeacher
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 
@@ -19,7 +20,7 @@ from distillkit.dialogues import Visit, front_desk
 from distillkit.evaluation import calibration_error, nll, serve, task_success
 from distillkit.models import build_model, count_parameters
 from distillkit.optimizers import muon
-from distillkit.training import DistillationArguments, DistillationTrainer
+from distillkit.training import DistillationTrainer
 
 STEPS, BATCH_SIZE = 1200, 8  # the most optimizer steps, and conversations in each
 EVALUATIONS, PATIENCE = 10, 3
@@ -68,25 +69,13 @@ class Classroom:
         passes = trial.get("epochs", steps * BATCH_SIZE)  # over the data, at most
         steps = min(steps, passes * size // BATCH_SIZE)
         work = Path(tempfile.mkdtemp(prefix="fair-fight-"))
-        arguments = DistillationArguments(
-            output_dir=str(work),
-            alpha=trial.get("alpha", 0.0),
-            temperature=trial.get("temperature", 1.0),
-            label_smoothing_factor=trial.get("smoothing", 0.0),
-            max_steps=steps,
-            per_device_train_batch_size=BATCH_SIZE,
-            per_device_eval_batch_size=2 * BATCH_SIZE,
-            bucket_by_length=True,
-            eval_strategy="steps",
-            eval_steps=steps // EVALUATIONS,
-            save_steps=steps // EVALUATIONS,
-            save_total_limit=1,
-            load_best_model_at_end=True,
-            metric_for_best_model="eval_loss",
-            greater_is_better=False,
-            logging_strategy="no",
-            disable_tqdm=True,
+        arguments = run_arguments(
+            work,
+            trial,
+            steps=steps,
+            batch_size=BATCH_SIZE,
             seed=seed,
+            **at_its_best(steps // EVALUATIONS, 2 * BATCH_SIZE),
         )
         rows, validation = self.conversations(arm, size, seed)
         trainer = DistillationTrainer(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -248,11 +249,37 @@ def test_an_import_is_not_broken_off_and_costs_no_time(tmp_path, monkeypatch):
     assert sys.modules.pop("slow_to_import").ready
 
 
+def test_very_long_results_are_compared_at_once():
+    start = time.perf_counter()
+    verdict = judge(KL, lambda s, t, T: [0.0] * 200_000)
+    assert verdict.state == "not yet" and time.perf_counter() - start < 2
+
+
+def leaves_with_gradients(student, teacher, T):
+    if student.requires_grad:
+        sys.exit()
+    return right(student, teacher, T)
+
+
+def sleeps_with_gradients(student, teacher, T):
+    if student.requires_grad:
+        time.sleep(4)
+    return right(student, teacher, T)
+
+
+def test_a_property_tells_who_leaves_and_who_cannot_be_stopped():
+    assert "ends the program (SystemExit)" in str(judge(KL, leaves_with_gradients))
+    assert "cannot be stopped from here" in str(judge(KL, sleeps_with_gradients))
+    assert judge(KL, right).state == "done"  # the next check does not wait for the last one
+
+
 def test_digits_suffice_to_see_a_difference():
-    lines = str(judge(KL, lambda s, t, T: right(s, t, T) * (1 + 2e-4))).splitlines()
-    row = next(line for line in lines if "✗" in line)
-    goal = lines[lines.index(row) + 2]
-    assert row.split()[1].rstrip("✗") != goal.split()[1]
+    said = str(judge(KL, lambda s, t, T: right(s, t, T) * (1 + 2e-4)))
+    yours, target = (
+        re.findall(r"\d\.\d+✗?", part) for part in said.split("   yours ")[1].split("target")
+    )
+    assert len(yours) == len(target) > 1 and all(cell.endswith("✗") for cell in yours)
+    assert not any(mine == f"{goal}✗" for mine, goal in zip(yours, target, strict=True))
 
 
 def test_a_wrong_number_of_arguments_is_told():
@@ -504,6 +531,7 @@ DAMAGED = [
     '{"format": "distillkit progress 1", "exercises": {"2.2": {"mood": 1}}, "quizzes": {}}',
     '{"format": "distillkit progress 1", "exercises": {"2.2": 3}, "quizzes": {}}',
     '{"format": "distillkit progress 1", "exercises": {"2.2": {"checks": "x"}}, "quizzes": {}}',
+    '{"format": "distillkit progress 1", "exercises": {"2.2": {"hints": -7}}, "quizzes": {}}',
     '{"format": "distillkit progress 1", "exercises": {}, "quizzes": {"04": "x"}}',
     "[" * 100_000,
     "\x00\x01",
@@ -519,6 +547,12 @@ def test_a_damaged_or_foreign_file_is_set_aside(content, home, capsys):
     assert "could not be read" in said and "Hint 1" in said
     assert (home / "progress.damaged-1.json").read_text() == content
     assert kept(home)["exercises"]["2.2"]["hints"] == 1
+
+
+def test_a_number_is_as_good_as_its_text(home):
+    hint(2.2)
+    reset(2.2)
+    assert "2.2" not in kept(home)["exercises"]
 
 
 def test_two_damaged_files_are_both_kept(home, capsys):
@@ -617,7 +651,7 @@ def test_a_quiz_is_shown_folded(monkeypatch, capsys):
 
 def test_a_quiz_is_marked(capsys, home):
     letters = "".join(each.letter for each in QUIZZES["04"])
-    quiz("04", letters)
+    quiz(4, letters)
     assert "5 of 5 right" in capsys.readouterr().out
     quiz("04", "a" * 5)
     said = capsys.readouterr().out

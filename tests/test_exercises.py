@@ -143,6 +143,7 @@ def test_the_library_is_noticed_in_a_thread_in_pieces_and_under_the_exercises():
     from concurrent.futures import ThreadPoolExecutor
 
     from distillkit.course.exercises import losses_by_hand
+    from distillkit.evaluation import calibration_of
     from distillkit.losses import forward_kl, label_loss, masked_mean
 
     def elsewhere(s, t, T):
@@ -153,6 +154,13 @@ def test_the_library_is_noticed_in_a_thread_in_pieces_and_under_the_exercises():
         soft = masked_mean(forward_kl(s, t, T), labels != -100)
         return alpha * T**2 * soft + (1 - alpha) * label_loss(s, labels)
 
+    def counted(logits, labels, bins):
+        hits = logits.argmax(-1) == labels
+        return calibration_of(
+            logits.softmax(-1).amax(-1).flatten(), hits.flatten(), bins=bins
+        ).error
+
+    assert judge(EXERCISES["3.3"], counted).state == "used the library"
     for number, answer in (("2.2", elsewhere), ("2.2", losses_by_hand.kl), ("2.3", pieces)):
         verdict = judge(EXERCISES[number], answer)
         assert verdict.state == "used the library", number

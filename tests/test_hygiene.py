@@ -104,7 +104,9 @@ def of_execution(notebook):
 
 
 NOTEBOOKS = [
-    path for folder in ("chapters", "solutions") for path in sorted((ROOT / folder).glob("*.ipynb"))
+    path
+    for folder in ("chapters", "solutions", "exercises")
+    for path in sorted((ROOT / folder).glob("*.ipynb"))
 ]
 
 

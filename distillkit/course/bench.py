@@ -41,6 +41,7 @@ class Bench:
     targets: list[Normal] = field(init=False)
     run: Run = field(init=False)
     late: Property | None = field(init=False, default=None)
+    stuck: bool = field(init=False, default=False)
     raised: Exception | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -76,7 +77,7 @@ class Bench:
         for each in self.exercise.properties:
             tried = self._tried(each, function)
             if tried.late:
-                self.late = each
+                self.late, self.stuck = each, tried.stuck
                 break
             [outcome] = tried.outcomes
             if outcome.value is not True:

@@ -151,6 +151,7 @@ def progress() -> None:
 
 def reset(number: str | None = None) -> None:
     """Forget what you did about one exercise, or about everything."""
+    number = None if number is None else str(number)
     if number is not None and _exercise(number) is None:
         return
 

@@ -34,6 +34,8 @@ def normal(value: Any) -> Normal:
         return torch.tensor(float(value), dtype=torch.float64)
     if isinstance(value, str):
         return value.strip().casefold()
+    if isinstance(value, list | tuple) and all(isinstance(part, float | int) for part in value):
+        return torch.tensor([float(part) for part in value], dtype=torch.float64)
     if isinstance(value, list | tuple):
         parts = tuple(normal(part) for part in value)
         return _stacked(parts) if isinstance(value, list) or _all_numbers(parts) else parts

@@ -73,7 +73,7 @@ def _right(bench: Bench) -> Verdict:
         return Verdict(exercise, "not yet", [changed])
     failing = bench.failing(bench.function)
     if bench.late:
-        return _late(bench, "time at", what=bench.late.name)
+        return _late(bench, "stuck" if bench.stuck else "time at", what=bench.late.name)
     if failing:
         return _named(bench, failing) or _unheld(bench, failing[0])
     if bench.run.used:
@@ -109,7 +109,7 @@ def _late(bench: Bench, key: str, **more: Any) -> Verdict:
 def _unheld(bench: Bench, failing: Property) -> Verdict:
     """The sentence of a property, and what the learner's function raised there, if it did."""
     sentences = [failing.sentence]
-    if bench.raised is not None and _lines(bench.function, bench.raised):
+    if isinstance(bench.raised, Left) or (bench.raised and _lines(bench.function, bench.raised)):
         sentences.append(_raised(bench, bench.raised, f"“{failing.name}”"))
     return Verdict(bench.exercise, "not yet", sentences)
 

@@ -54,7 +54,7 @@ _unkept: dict[Path, Progress] = {}
 def path() -> Path:
     """Where progress is kept."""
     if chosen := os.environ.get(HOME):
-        return Path(chosen).expanduser() / "progress.json"
+        return Path(os.path.expanduser(chosen)) / "progress.json"
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -109,7 +109,8 @@ def _parsed(content: Any) -> Progress:
     records = {str(number): Record(**each) for number, each in content["exercises"].items()}
     for each in records.values():
         if not isinstance(each.state, str) or not all(
-            type(count) is int for count in (each.checks, each.hints, each.solution_asked)
+            type(count) is int and count >= 0
+            for count in (each.checks, each.hints, each.solution_asked)
         ):
             raise ValueError("a record of the wrong kind")
     return Progress(records, {str(k): int(v) for k, v in content["quizzes"].items()})

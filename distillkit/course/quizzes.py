@@ -61,7 +61,8 @@ def quizzes() -> dict[str, tuple[Question, ...]]:
 
 def quiz(chapter: str, answers: str = "") -> None:
     """Show the quiz of a chapter; with answers, one letter for each question, mark them."""
-    questions = quizzes().get(str(chapter))
+    chapter = str(chapter).zfill(2)
+    questions = quizzes().get(chapter)
     if questions is None:
         known = ", ".join(quizzes())
         say(SAID["no quiz"].format(chapter=chapter, known=known))

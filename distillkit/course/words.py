@@ -32,9 +32,9 @@ SAID = {
     'hint("{number}").',
     "seen": "You are in good company: {seen}.",
     "time": "Your function was not done after {seconds:g} seconds, and was stopped. Is there a "
-    "loop that never ends?",
+    "loop that never ends, or is it very slow?",
     "time at": "Your function gives the right numbers, but for “{what}” it was not done after "
-    "{seconds:g} seconds, and was stopped. Is there a loop that never ends?",
+    "{seconds:g} seconds, and was stopped. Is there a loop that never ends, or is it very slow?",
     "left": "Your function ends the program ({error}). Return the result instead.",
     "stuck": "Your function was not done after {seconds:g} seconds, and cannot be stopped from "
     "here. Restart the kernel before you go on.",

@@ -11,6 +11,7 @@ from distillkit.course.exercises import loops
 from distillkit.course.exercises.definition import Case, Exercise, Mutant
 from distillkit.course.exercises.drawing import Draw
 from distillkit.course.exercises.losses_by_hand import Function
+from distillkit.evaluation import calibration_of
 
 # 3.3 · the expected calibration error -------------------------------------------------------------
 
@@ -115,6 +116,7 @@ CALIBRATION = Exercise(
     ),
     cases=_bins_cases,
     oracle=_bins_oracle,
+    library=(calibration_of,),
     mutants=(
         Mutant(
             "bins of equal weight",

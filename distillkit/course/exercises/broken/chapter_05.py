@@ -5,13 +5,11 @@ import torch.nn.functional as F
 
 
 def train(build, ids_NBS, labels_NB, alpha, T, rate):
-    """The loss of each step. build() makes a student and a teacher that is trained and frozen."""
     student, teacher = build()
     optimizer = torch.optim.SGD(student.parameters(), lr=rate)
     losses = []
     for ids_BS, labels_B in zip(ids_NBS, labels_NB, strict=True):
-        q = student(ids_BS).logits
-        p = teacher(ids_BS).logits
+        q, p = student(ids_BS).logits, teacher(ids_BS).logits
         q_T, p_T = F.softmax(q / T, dim=-1), F.softmax(p / T, dim=-1)
         soft = F.kl_div(q_T, p_T, reduction="none").mean()
         hard = F.cross_entropy(q, labels_B)
