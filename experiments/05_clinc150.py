@@ -36,7 +36,7 @@ VOCABULARY = 3000
 TEACHER = ModelSize(width=192, layers=3, heads=6, feed_forward=512)
 STUDENT = ModelSize(width=64, layers=2, heads=4, feed_forward=128)
 SIZES = (1510, 15100)
-STEPS = {"teacher": 2000, "student": 2000}
+STEPS = {"teacher": 2000, "student": 1000}
 BATCH_SIZE, EVALUATIONS, PATIENCE = 32, 10, 3
 TUNING_SEED = 1000
 TEACHER_TRIAL = {"learning_rate": 2e-3, "smoothing": 0.1}
