@@ -6,11 +6,12 @@ The student has the size of chapter 04's, with three heads as wide as the teache
 random weights, or from the teacher's layers 2 and 4 with the width cut (``narrowing.py``), and
 learns from labels, from labels and logits, or from these and one thing from inside: hidden states
 (TinyBERT), the direction of the last ones (DistilBERT), attention scores (TinyBERT) or relations
-(MiniLMv2). The first beginning is tried with every arm, the second with three. Every run has a constant learning rate and is looked at every ``EVERY`` steps (NLL of
-copied values and of own words, seconds of training on one thread), so that equal steps and equal
-time are read from the same curve. Each arm has three tuning trials, with a seed that is used for
-nothing else; both ways to begin use its best. A student is judged at its own best validation
-checkpoint, in worlds that nobody has seen, by the visitors of chapter 04.
+(MiniLMv2). The first beginning is tried with every arm, the second with three. Every run has a
+constant learning rate and is looked at every ``EVERY`` steps (NLL of copied values and of own
+words, seconds of training on one thread), so that equal steps and equal time are read from the same
+curve. Each arm has three tuning trials, with a seed that is used for nothing else; both ways to
+begin use its best. A student is judged at its own best validation checkpoint, in worlds that nobody
+has seen, by the visitors of chapter 04.
 
 Each run is written to ``experiments/results/06_inside.ARM.json`` as it ends, and one that is there
 is not made again: stop it when you like, and let two processes work on different arms.

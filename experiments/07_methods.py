@@ -6,12 +6,12 @@ Each arm trains the student's size on the same visitors, 3,200 of them, in one r
 warm-up, then a constant rate, and over the last quarter a line down to nothing. So equal steps and
 equal time are read from the same curve, which notes the NLL on development visitors every 100 steps
 and, every 300, how many of 100 development visitors are served. Time is CPU time of one thread,
-which is wall time on a quiet machine and does not depend on what else it does. Each arm has two tuning
-trials of a quarter of the steps (with a seed that is used for nothing else), chosen by validation
-NLL, and each student is judged at its own best validation checkpoint on visitors of test worlds,
-the same ones for all. Validation is on the desk's words; of students of the teacher's text, on text
-of the teacher's, as they cannot know how else the desk might put it. Seeds differ in the first
-weights and in the order of the conversations.
+which is wall time on a quiet machine and does not depend on what else it does. Each arm has two
+tuning trials of a quarter of the steps (with a seed that is used for nothing else), chosen by
+validation NLL, and each student is judged at its own best validation checkpoint on visitors of test
+worlds, the same ones for all. Validation is on the desk's words; of students of the teacher's text,
+on text of the teacher's, as they cannot know how else the desk might put it. Seeds differ in the
+first weights and in the order of the conversations.
 
 On-policy arms begin as forward KL, because a student that cannot speak yet has nothing to be
 scored; over the last sixth of the steps it speaks. The teacher has read the conversations once for
