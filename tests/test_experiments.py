@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from distillkit.chat import Collator
-from distillkit.models import count_parameters, load_model
+from distillkit.models import ModelSize, count_parameters, load_model
 from distillkit.provenance import provenance
 from distillkit.training import DistillationArguments, DistillationTrainer
 
@@ -167,6 +167,37 @@ def test_the_stages_of_a_teacher_train_and_are_measured(monkeypatch):
     ]
     turns, all_tokens, few = (8, False, 4), (4, True, 2), (3, False, 2)
     assert learned == [turns, all_tokens, (4, False, 2), (3, False, 4), all_tokens, few]
+
+
+def test_distilberts_recipe_runs_from_end_to_end_and_goes_on(tmp_path, monkeypatch):
+    recipe = importlib.import_module("06_distilbert")
+    small = {"VOCABULARY": 300, "VISITS": 8, "HELD_OUT": 2, "TEXTS": 80, "JUDGED": 20, "TIMED": 3}
+    small |= {"SIZE": ModelSize(16, 4, 2, 32), "STUDENT_LAYERS": 2}
+    for name in ("TEACHER_RUN", "STUDENT_RUN", "FINE_RUN"):
+        small[name] = getattr(recipe, name) | {"steps": 2}
+    for name, value in small.items():
+        monkeypatch.setattr(recipe, name, value)
+    monkeypatch.setattr(recipe, "Record", partial(Record, folder=tmp_path))
+    command = f"x --work {tmp_path / 'work'} --seeds 0"
+    monkeypatch.setattr(sys, "argv", [*command.split(), "--arms", "triple", "new"])
+    recipe.main()
+    record = tmp_path / "06_distilbert.json"
+    first = json.loads(record.read_text())["runs"]
+    assert [run["arm"] for run in first] == ["pre-trained", "teacher", "triple", "new"]
+    monkeypatch.setattr(sys, "argv", command.split())
+    recipe.main()
+    runs = json.loads(record.read_text())["runs"]
+    assert runs[:4] == first and {run["arm"] for run in runs[4:]} == recipe.ARMS.keys() - {
+        "triple",
+        "new",
+    }
+    by_arm = {run["arm"]: run for run in runs}
+    assert by_arm["triple"]["parameters"] < by_arm["teacher"]["parameters"]
+    assert all(0 <= run["accuracy"] <= 1 and len(run["milliseconds"]) == 3 for run in runs[1:])
+    assert by_arm["copied"]["gap_nll"] == by_arm["copied"]["gap_nll_before"]
+    assert by_arm["random"]["gap_nll_before"] == by_arm["new"]["gap_nll"]
+    assert by_arm["triple"]["gap_nll_before"] == by_arm["no cosine"]["gap_nll_before"]
+    assert by_arm["triple"]["gap_nll"] != by_arm["no cosine"]["gap_nll"]
 
 
 @pytest.mark.slow  # every method in turn: 60 s

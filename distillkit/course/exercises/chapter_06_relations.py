@@ -1,0 +1,234 @@
+"""Exercises of chapter 06, inside the network: relations among tokens."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from distillkit import features
+from distillkit.course.exercises import gradients, loops
+from distillkit.course.exercises.definition import Case, Exercise, Mutant, Property
+from distillkit.course.exercises.drawing import Draw
+from distillkit.course.exercises.losses_by_hand import Function, between
+
+# 6.3 · MiniLMv2's relations -----------------------------------------------------------------------
+
+Arguments = tuple[Tensor, Tensor, Tensor, int]
+
+
+def _arguments(draw: Draw, b: int, s: int, widths: tuple[int, int], heads: int) -> Arguments:
+    """States of student and teacher, and what is visible: real tokens, in one case no later ones.
+
+    Padding sees nothing.
+    """
+    real = draw.mask(b, s)
+    visible = real.unsqueeze(1) & real.unsqueeze(2)
+    visible = visible.tril() if heads == 2 else visible
+    student, teacher = (draw.logits(b, s, width, scale=1.0) for width in widths)
+    return student, teacher, visible, heads
+
+
+def _relation_cases(draw: Draw) -> list[Case]:
+    shapes = ((3, 5, (6, 12), 3), (4, 6, (8, 4), 2), (2, 7, (12, 20), 4))
+    return [
+        Case(f"B={b}, S={s}, X={w[0]}, Y={w[1]}, {a} heads", _arguments(draw, b, s, w, a))
+        for b, s, w, a in shapes
+    ]
+
+
+def _relation_oracle(
+    student_BSX: list[list[list[float]]],
+    teacher_BSY: list[list[list[float]]],
+    visible_BSS: list[list[list[bool]]],
+    heads: int,
+) -> list[list[float]]:
+    losses = []
+    for mine, its, visible in zip(student_BSX, teacher_BSY, visible_BSS, strict=True):
+        row = []
+        for i in range(len(mine)):
+            seen = [j for j in range(len(mine)) if visible[i][j]]
+            total = 0.0
+            for head in range(heads):
+                if seen:
+                    p, q = (_relations(states, i, seen, head, heads) for states in (its, mine))
+                    total += loops.kl(p, q)
+            row.append(total / heads)
+        losses.append(row)
+    return losses
+
+
+def _relations(
+    states: list[list[float]], i: int, seen: list[int], head: int, heads: int
+) -> list[float]:
+    """log R of token i to the tokens that it sees, in one relation head."""
+    d = len(states[0]) // heads
+    cut = [state[head * d : (head + 1) * d] for state in states]
+    scores = []
+    for j in seen:
+        scores.append(sum(x * y for x, y in zip(cut[i], cut[j], strict=True)) / math.sqrt(d))
+    return loops.log_softmax(scores)
+
+
+def _loss_with(
+    *,
+    masked: str = "before",
+    whole: bool = False,
+    split: bool = True,
+    axis: int = -1,
+    swapped: bool = False,
+    mean: bool = False,
+    nothing: float = -1e9,
+) -> Function:
+    """The loss with one part replaced.
+
+    masked: what is visible is taken before the softmax, after it, or never. whole: divided by the
+    root of the whole width. split: heads are cut out of each state. axis: of the softmax. mean:
+    over the tokens, for the sum. nothing: the score of what is not visible.
+    """
+
+    def log_relations(states: Tensor, visible: Tensor, heads: int) -> Tensor:
+        b, s, width = states.shape
+        parts = states.unflatten(-1, (heads, -1)).transpose(1, 2)
+        if not split:
+            parts = states.reshape(b, heads, s, -1)
+        scores = parts @ parts.mT / (width if whole else width // heads) ** 0.5
+        hidden = ~visible.unsqueeze(1)
+        if masked != "before":
+            return scores.log_softmax(axis)
+        filled = scores.masked_fill(hidden, nothing).log_softmax(axis)
+        return filled if math.isinf(nothing) else filled.masked_fill(hidden, nothing)
+
+    def loss(student: Tensor, teacher: Tensor, visible: Tensor, heads: int) -> Tensor:
+        log_p, log_q = (log_relations(x, visible, heads) for x in (teacher.detach(), student))
+        if swapped:
+            log_p, log_q = log_q, log_p
+        if masked == "after":
+            kl = (log_p.exp() * (log_p - log_q) * visible.unsqueeze(1)).sum(-1)
+        else:
+            kl = between(log_p, log_q)
+        result: Tensor = kl.mean(1) / (visible.shape[-1] if mean else 1)
+        return result
+
+    return loss
+
+
+def _arrives(loss: Function, draw: Draw) -> bool:
+    student, teacher, visible, heads = _arguments(draw, 3, 5, (6, 12), 3)
+    return gradients.is_finite(lambda states: loss(states, teacher, visible, heads), student)
+
+
+def _teacher_untouched(loss: Function, draw: Draw) -> bool:
+    student, teacher, visible, heads = _arguments(draw, 3, 5, (6, 12), 3)
+    teacher.requires_grad_()
+    loss(student.requires_grad_(), teacher, visible, heads).sum().backward()
+    return teacher.grad is None or not teacher.grad.any()
+
+
+def _equal_is_zero(loss: Function, draw: Draw) -> bool:
+    student, _, visible, heads = _arguments(draw, 3, 5, (6, 12), 3)
+    values = loss(student, student.clone(), visible, heads)
+    return torch.allclose(values, torch.zeros_like(values), atol=1e-5)
+
+
+RELATIONS = Exercise(
+    number="6.3",
+    title="Relations among tokens",
+    kind="write",
+    minutes=20,
+    difficulty=4,
+    hints=(
+        "Cut each state into heads: `states.unflatten(-1, (heads, -1)).transpose(1, 2)` is "
+        "(B, A, S, d). Its product with its own transpose, over √d, has the scores of every pair "
+        "of tokens, (B, A, S, S).",
+        "Hide what is not visible *before* the softmax: `scores.masked_fill(~visible, -1e9)`, "
+        "with `visible_BSS.unsqueeze(1)` for all heads.",
+        "A token that sees nothing must give 0, and no NaN: after the `log_softmax`, fill what is "
+        "hidden with -1e9 again; exp(-1e9) is 0, and the difference of the two is 0 as well.",
+        "KL: the sum over j of `p * (log_p - log_q)`, p the teacher's relations, detached. Then "
+        "the mean over the heads.",
+    ),
+    cases=_relation_cases,
+    oracle=_relation_oracle,
+    library=(features.relation_kl,),
+    properties=(
+        Property(
+            "zero at equality",
+            _equal_is_zero,
+            "Where student and teacher have the same states, the loss must be 0.",
+        ),
+        Property(
+            "a finite gradient",
+            _arrives,
+            "The values are right, but the gradient is NaN or does not arrive, because of tokens "
+            "that see nothing: their row is -∞ minus -∞ on the way back. Use a large negative "
+            "number for -∞.",
+        ),
+        Property(
+            "no gradient to the teacher",
+            _teacher_untouched,
+            "The values are right, but a gradient reaches the teacher's states: `detach` them.",
+        ),
+    ),
+    mutants=(
+        Mutant(
+            "the root of the whole width",
+            _loss_with(whole=True),
+            "You divide by the root of the whole width. A relation head has d = X / heads numbers, "
+            "and d belongs under the root: yours are too flat.",
+            "karpathy/ng-video-lecture PR#6 and vit-pytorch#65",
+        ),
+        Mutant(
+            "everything visible",
+            _loss_with(masked="never"),
+            "You compare relations to all tokens, also to those that are not visible: padding, and "
+            "later ones. Hide them before the softmax.",
+            "microsoft/unilm#198 and #354, where it is asked whether the mask belongs here",
+        ),
+        Mutant(
+            "masked after the softmax",
+            _loss_with(masked="after"),
+            "You mask after the softmax, so a row no longer adds up to 1: part of its probability "
+            "went to tokens that are not visible. Mask the scores.",
+            "huggingface/pytorch-image-models PR#2236",
+        ),
+        Mutant(
+            "heads not transposed",
+            _loss_with(split=False),
+            "Your reshape to (B, heads, S, d) mixes tokens: a head gets pieces of several of them. "
+            "First cut the last axis, (B, S, heads, d), then exchange the two axes.",
+            "reczoo/FuxiCTR#30; asked about MiniLMv2 in microsoft/unilm#354",
+        ),
+        Mutant(
+            "softmax along the other axis",
+            _loss_with(axis=-2),
+            "Your softmax runs along i, the tokens that look. Each token i has a distribution over "
+            "the tokens j that it sees: the last axis.",
+            "labml annotated_deep_learning_paper_implementations#146",
+        ),
+        Mutant(
+            "reverse KL",
+            _loss_with(swapped=True),
+            "Teacher and student have changed places: yours is KL of the student's relations to "
+            "the teacher's. Here it is KL(R of the teacher ‖ R of the student).",
+            "paiml/aprender PR#2153",
+        ),
+        Mutant(
+            "mean over the tokens",
+            _loss_with(mean=True),
+            "You take the *mean* over the tokens j: S times too small, and the smaller the longer "
+            "the text. A KL sums over what its distribution is over.",
+            "haitongli/knowledge-distillation-pytorch#2 and #48, there over the vocabulary",
+        ),
+        Mutant(
+            "minus infinity",
+            _loss_with(nothing=-math.inf),
+            "Tokens that see something are right where they see everything; elsewhere you get NaN: "
+            "-∞ minus -∞, or 0 times ∞. A large negative number such as -1e9 does what -∞ should.",
+            "LMOps#38, a row with nothing to learn; chiendb97/oasr PR#101, a row that sees nothing",
+        ),
+    ),
+)
+
+EXERCISES = (RELATIONS,)
