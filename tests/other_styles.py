@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from other_styles_00 import STYLES as STYLES_00
 from other_styles_03 import STYLES as STYLES_03
 from other_styles_05 import STYLES as STYLES_05
+from other_styles_07 import STYLES as STYLES_07
 
 # --- 2.2 ------------------------------------------------------------------------------------------
 
@@ -198,4 +199,5 @@ OTHER_STYLES = {
     "2.8": (top_k_by_a_mask, top_k_by_sorting, top_k_in_float64),
     **STYLES_03,
     **STYLES_05,
+    **STYLES_07,
 }
