@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 from distillkit.chat import Collator
 from distillkit.models import ModelSize, count_parameters, load_model
+from distillkit.on_policy import WholeVisits
 from distillkit.provenance import provenance
 from distillkit.training import DistillationArguments, DistillationTrainer
 
@@ -214,6 +216,29 @@ def test_every_method_trains_and_is_measured(tmp_path, monkeypatch):
         assert run["kl"] > 0 and run["kl_own_words"] > 0
         assert (run["teacher_seconds"] > 0) == bool(method.text or method.divergence)
     assert len(school.teacher.seen) == 24  # what the student says is not remembered
+
+
+def test_the_shipped_student_is_taken_further_by_every_arm(tmp_path, monkeypatch):
+    best = importlib.import_module("07_best_student")
+    small = {name: replace(way, steps=2, batch_size=2) for name, way in best.ARMS.items()}
+    sizes = {"ARMS": small, "CHOOSE": 2, "VISITS": 2, "TEST": 2}
+    for name, value in sizes.items():
+        monkeypatch.setattr(best, name, value)
+    monkeypatch.setattr(best, "Record", partial(Record, folder=tmp_path))
+    monkeypatch.setattr(sys, "argv", ["x"])
+    spoke = []
+    converse = WholeVisits.serve
+    monkeypatch.setattr(
+        WholeVisits, "serve", lambda self, *given: (spoke.append(1), converse(self, *given))[1]
+    )
+    best.main()
+    runs = json.loads((tmp_path / "07_best_student.json").read_text())["runs"]
+    assert [run["arm"] for run in runs] == ["as shipped"] * 2 + list(best.ARMS)
+    assert all(len(run["successes"]) == 2 and 0 <= run["development"] <= 1 for run in runs)
+    assert len({run["nll"] for run in runs}) == len(runs)  # each has learned something else
+    assert 4 <= len(spoke) <= 6  # every step of two arms, and of the mixed one some
+    best.main()
+    assert json.loads((tmp_path / "07_best_student.json").read_text())["runs"] == runs
 
 
 @pytest.fixture
