@@ -72,6 +72,8 @@ def encode_texts(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_length: int = 128
 ) -> list[dict[str, Any]]:
     """Rows of `input_ids`, with the tokenizer's own ends around each text."""
+    if not texts:
+        return []
     ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
     return [{"input_ids": each} for each in ids]
 

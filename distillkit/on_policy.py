@@ -79,6 +79,7 @@ class OneTurn:
                 max_reply_tokens=self.max_reply_tokens,
                 sampling=self.sampling,
                 keys=[f"{step}/{_name(prompt)}" for prompt in asked],
+                vocabulary=len(self.tokenizer),
             )
         )
         return [_row(prompt, next(replies)) if prompt else _row([0, 0], []) for prompt in prompts]
@@ -125,6 +126,7 @@ class WholeVisits:
             max_reply_tokens=self.max_reply_tokens,
             sampling=self.sampling,
             keys=keys,
+            vocabulary=len(self.tokenizer),
         )
         return [row for rows in heard for row in rows]
 

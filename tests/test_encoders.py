@@ -8,6 +8,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     DistilBertConfig,
     RobertaConfig,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from distillkit.encoders import (
@@ -185,6 +187,30 @@ def test_models_that_do_different_things_are_refused(tmp_path):
 def test_an_intent_that_the_model_does_not_know_is_refused():
     with pytest.raises(UserError, match="'taxi' is none of the 3 intents"):
         encode_intents(TOKENIZER, [{"text": "a cab", "intent": "taxi"}], LABELS)
+
+
+@pytest.mark.parametrize("labels", [[1.0, 0.0, 1.0], 0.3], ids=["several classes", "regression"])
+def test_labels_that_are_not_one_class_a_text_are_refused(tmp_path, labels):
+    rows = [{"input_ids": [2, 3], "labels": labels}] * 4
+    with pytest.raises(UserError, match="one class a text"):
+        trainer_of(tmp_path, classifier(), classifier(1), rows, max_steps=1).train()
+
+
+def test_rows_without_labels_are_refused(tmp_path):
+    rows = [{"input_ids": [2, 3]}] * 4
+    with pytest.raises(UserError, match="the batch has no labels"):
+        trainer_of(tmp_path, classifier(), classifier(1), rows, max_steps=1).train()
+
+
+def test_a_model_of_two_networks_is_refused(tmp_path):
+    shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=len(TOKENIZER), **shape))
+    with pytest.raises(UserError, match="reads with one network and writes with another"):
+        trainer_of(tmp_path, model, None, [{"input_ids": [2, 3], "labels": [2, 3]}])
+
+
+def test_no_texts_are_no_rows():
+    assert encode_texts(TOKENIZER, []) == [] and encode_intents(TOKENIZER, [], LABELS) == []
 
 
 # --- On disk ------------------------------------------------------------------------------------
