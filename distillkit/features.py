@@ -47,7 +47,7 @@ def hidden_cosine(student: Tensor, teacher: Tensor) -> Tensor:
 
     1 − cos(h, t): 0 where they are parallel, 2 where they are opposite, at any lengths.
 
-    Source: Sanh et al. 2019, DistilBERT (arXiv 1910.01108), section 3, of the last hidden states.
+    Source: Sanh et al. 2019, DistilBERT (arXiv 1910.01108), section 2, of the last hidden states.
 
     >>> hidden_cosine(torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[0.0, 5.0]]])).item()
     1.0
@@ -207,7 +207,8 @@ def _check_depths(student_layers: int, teacher_layers: int) -> None:
 class Heads:
     """What enters the attention of one layer, positions already rotated in: (B, H, S, d) each.
 
-    With grouped queries there are fewer keys and values than queries.
+    With grouped queries there are fewer keys and values than queries. A sliding window is not
+    noted: in texts longer than it, pairs of tokens are matched that the model does not look at.
     """
 
     query: Tensor

@@ -274,6 +274,8 @@ class DistillationTrainer(FeatureTrainer):
     def evaluation_loop(self, *args: Any, **named: Any) -> EvalLoopOutput:
         """As in the base class; the loss is Σ −log q[label] / Σ labels, whatever the batch size."""
         output = super().evaluation_loop(*args, **named)
+        if output.predictions is None:  # there were no rows
+            return output
         nll, tokens = np.asarray(output.predictions), np.asarray(output.label_ids)
         if output.metrics is not None and tokens.sum() > 0:
             prefix = named.get("metric_key_prefix", "eval")

@@ -237,6 +237,12 @@ def test_a_rollout_of_ones_own_needs_a_teacher_too(tmp_path):
         make_trainer(tmp_path, rollout=rollout, lmbda=0.5)
 
 
+def test_nobody_to_serve_is_refused():
+    nobody = WholeVisits(tiny.TOKENIZER, [], Sampling())
+    with pytest.raises(UserError, match="no visitors"):
+        nobody(tiny.student(), batch_of(talks("yes")), step=0)
+
+
 def test_a_student_that_cannot_speak_is_refused(tmp_path):
     tokenizer = train_text_tokenizer(tiny.WORDS)
     size, tokenizers = ModelSize(8, 1, 2, 16), {"processing_class": tokenizer}

@@ -192,6 +192,10 @@ def test_other_tokenizers_are_refused(tmp_path):
         make_trainer(tmp_path, teacher=tiny.teacher(), teacher_tokenizer=other)
 
 
+def test_no_rows_are_no_predictions(tmp_path):
+    assert make_trainer(tmp_path, alpha=0.0).predict([]).predictions is None
+
+
 def test_a_token_that_the_teacher_cannot_read_is_refused(tmp_path):
     longer = copy.deepcopy(tiny.TOKENIZER)
     longer.add_tokens(["<|mine|>"])
