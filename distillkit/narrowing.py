@@ -92,7 +92,8 @@ def narrowed(
     config.num_attention_heads, config.num_key_value_heads = new_heads, new_heads // group
     config.head_dim = head_width
     with torch.random.fork_rng(devices=[]):
-        student: Any = type(model)(config).to(model.device, model.dtype)  # type: ignore[call-arg]
+        built: Any = type(model)(config)  # type: ignore[call-arg]
+    student: Any = torch.nn.Module.to(built, model.device, model.dtype)
     indices: dict[Any, list[int]] = {
         ("width", None): kept.width,
         **{("neuron", n): layer for n, layer in enumerate(kept.neurons)},
