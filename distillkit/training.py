@@ -120,7 +120,7 @@ class DistillationTrainer(FeatureTrainer):
         # Our loss is divided by the tokens of the whole step: the base class must not divide again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
-        self._epochs = EpochTeller()
+        self._epochs = EpochTeller(data_collator)
         self.add_callback(self._epochs)
         self._parts: dict[str, Tensor] = {}
         self._steps: Counter[str] = Counter()  # that each part is summed over

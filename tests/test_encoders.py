@@ -159,6 +159,38 @@ def test_masks_are_new_in_training_and_fixed_where_they_are_given():
         assert not {0, len(row["labels"]) - 1} & set(hidden)  # [CLS] and [SEP] are never hidden
 
 
+def test_a_masked_language_model_resumes_exactly_within_an_epoch(tmp_path):
+    settings = {"max_steps": 5, "save_steps": 2, "per_device_train_batch_size": 3}
+    rows = encode_texts(TOKENIZER, TEXTS[:9])  # three steps an epoch
+
+    def run(folder, seed, resume=None):
+        arguments = SETTINGS | settings | {"save_strategy": "steps", "logging_steps": 1}
+        models = build_masked_lm(SIZE, TOKENIZER, seed=seed), masked_lm(1)  # with dropout
+        trainer = DistillationTrainer(
+            *models,
+            args=DistillationArguments(output_dir=str(folder), **arguments),
+            train_dataset=rows,
+            processing_class=TOKENIZER,
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run(tmp_path / "a", 0)
+    resumed = run(tmp_path / "b", 5, resume=str(tmp_path / "a" / "checkpoint-2"))
+    for mine, its in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(mine, its)
+
+
+def test_the_gaps_of_an_epoch_are_its_own():
+    collator, rows = MaskingCollator(TOKENIZER), encode_texts(TOKENIZER, TEXTS[:8])
+    drawn = []
+    for stream in ("0/0", "0/1", "1/0", "0/0"):
+        collator.stream = stream
+        drawn.append(collator(rows)["input_ids"])
+    assert torch.equal(drawn[0], drawn[3])
+    assert not any(torch.equal(drawn[0], other) for other in drawn[1:3])
+
+
 def test_the_tokenizer_depends_on_the_texts_alone():
     assert train_text_tokenizer(TEXTS[::-1], 120).get_vocab() == TOKENIZER.get_vocab()
     with pytest.raises(UserError, match="no text"):
