@@ -12,6 +12,12 @@ Neither brings torch along: the exercises load when the first one is checked.
 """
 
 from distillkit.course.checking import check, hint, progress, reset, solution
+from distillkit.course.classifier_results import (
+    clinc_so_far,
+    intent_runs,
+    repaired_runs,
+    teacher_entropy,
+)
 from distillkit.course.headlines import headline
 from distillkit.course.levels import Level, machine_check, run_level
 from distillkit.course.quizzes import quiz
@@ -30,11 +36,13 @@ from distillkit.course.results import (
 __all__ = [
     "Level",
     "check",
+    "clinc_so_far",
     "clinc_table",
     "fair_fight",
     "fair_table",
     "headline",
     "hint",
+    "intent_runs",
     "intents_table",
     "machine_check",
     "marks",
@@ -42,9 +50,11 @@ __all__ = [
     "progress",
     "quiz",
     "recorded",
+    "repaired_runs",
     "reset",
     "run_level",
     "solution",
     "stages_table",
     "students",
+    "teacher_entropy",
 ]
