@@ -5,6 +5,9 @@ import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "passive"
+)  # two threads that spin stand still on busy ones
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest

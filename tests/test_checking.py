@@ -1,6 +1,7 @@
 """What a learner meets: functions that misbehave, hints, solutions, quizzes, and kept progress."""
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +17,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distillkit.course import check, checking, hint, learner, progress, quiz, reset, solution
+from distillkit.course import (
+    check,
+    checking,
+    hint,
+    learner,
+    progress,
+    quiz,
+    reset,
+    solution,
+    stopping,
+)
 from distillkit.course import quizzes as quiz_room
 from distillkit.course.comparing import Incomparable, normal, same
 from distillkit.course.exercises import all_exercises, exercise
 from distillkit.course.exercises.definition import Case, Exercise
 from distillkit.course.exercises.drawing import Draw
 from distillkit.course.judging import judge
-from distillkit.course.observing import MOST_PRINTED, observe
+from distillkit.course.observing import observe
 from distillkit.course.showing import inline
+from distillkit.course.surroundings import MOST_PRINTED
 
 KL = exercise("2.2")
 
@@ -63,7 +76,7 @@ def prints_for_ever(student, teacher, T):
 
 
 def sleeps(student, teacher, T):
-    time.sleep(4)
+    time.sleep(6)
 
 
 def calls_itself(student, teacher, T):
@@ -159,6 +172,12 @@ def test_nan_and_half_precision_are_named():
     assert "torch.float16, which keeps three digits" in str(half)
 
 
+def test_complex_numbers_are_named():
+    for value in (torch.zeros(2, 3) + 1j, np.zeros((2, 3), dtype=complex), [[1j] * 3] * 2, 1j):
+        verdict = judge(KL, lambda s, t, T, value=value: value)
+        assert verdict.state == "not yet" and "made of complex numbers" in str(verdict)
+
+
 def test_a_loop_that_catches_everything_is_stopped_or_said_to_go_on():
     before = threading.active_count()
     verdict = judge(KL, loops_for_ever)
@@ -169,7 +188,7 @@ def test_a_loop_that_catches_everything_is_stopped_or_said_to_go_on():
 def test_what_cannot_be_stopped_is_said_and_the_notebook_goes_on():
     start = time.perf_counter()
     verdict = judge(KL, sleeps)
-    assert time.perf_counter() - start < 3.5
+    assert time.perf_counter() - start < 5  # waiting counts by half, and a sleep is not broken off
     assert "cannot be stopped from here. Restart the kernel" in str(verdict)
 
 
@@ -187,6 +206,75 @@ def test_what_a_right_function_prints_is_held_back_and_told(capsys):
     assert "shape (2, 3, 5)" in str(verdict) and capsys.readouterr().out == ""
     run = observe(prints_for_ever, [Case("x", (1, 2, 3))], seconds=0.1)
     assert len(run.printed) <= MOST_PRINTED and run.late
+
+
+def test_errors_and_warnings_are_held_back_as_well(capsys):
+    def complains(student, teacher, T):
+        print("to the errors", file=sys.stderr)
+        warnings.warn("have a care", stacklevel=1)
+        return right(student, teacher, T)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda text, *_, **__: print(text, file=sys.stderr)
+        verdict = judge(KL, complains)
+    assert verdict.state == "done" and "to the errors ⏎ have a care" in str(verdict)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_thread_that_was_left_behind_does_not_speak_in_the_next_check(capsys):
+    ended = threading.Event()
+
+    def goes_on():
+        while not ended.is_set():
+            print("from before")
+            time.sleep(0.001)
+
+    def leaves_a_thread(student, teacher, T):
+        threading.Thread(target=goes_on, daemon=True).start()
+        return right(student, teacher, T)
+
+    def slowly(student, teacher, T):
+        time.sleep(0.02)
+        return right(student, teacher, T)
+
+    try:
+        assert judge(KL, leaves_a_thread).state == "done"
+        assert "from before" not in str(judge(KL, slowly))
+    finally:
+        ended.set()
+    assert "from before" in capsys.readouterr().out
+
+
+def test_functions_of_torch_that_were_replaced_are_put_back_and_named():
+    own = F.log_softmax, torch.Tensor.log_softmax
+
+    def replaces(student, teacher, T):
+        F.log_softmax = lambda x, dim: own[1](x, dim)
+        torch.Tensor.log_softmax = lambda x, dim: own[0](x, dim)
+        return right(student, teacher, T)
+
+    verdict = judge(KL, replaces)
+    assert (F.log_softmax, torch.Tensor.log_softmax) == own
+    told = "replaced `torch.Tensor.log_softmax`, `torch.nn.functional.log_softmax`, for everybody"
+    assert verdict.state == "done" and told in str(verdict)
+
+
+def test_what_torch_wraps_when_its_compiler_loads_is_not_put_back():
+    code = (
+        "from distillkit.course.exercises import exercise\n"
+        "from distillkit.course.judging import judge\n"
+        "from other_styles_01_04 import train_with_kl_div\n"
+        "print(judge(exercise('4.1'), train_with_kl_div))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+    )
+    assert "Done" in found.stdout and "replaced" not in found.stdout
 
 
 def test_bytes_may_be_written_too():
@@ -210,9 +298,9 @@ def test_surroundings_are_as_before(tmp_path):
 
 
 def test_a_property_that_takes_for_ever_is_stopped_in_time_and_told():
-    start = time.perf_counter()
+    start = time.process_time()
     verdict = judge(KL, endless_with_gradients)
-    assert time.perf_counter() - start < 2.5
+    assert time.process_time() - start < 2
     assert verdict.state == "not yet" and verdict.mistake is None
     assert "gives the right numbers, but for" in str(verdict)
 
@@ -249,10 +337,80 @@ def test_an_import_is_not_broken_off_and_costs_no_time(tmp_path, monkeypatch):
     assert sys.modules.pop("slow_to_import").ready
 
 
-def test_very_long_results_are_compared_at_once():
+def test_asking_again_for_what_is_loaded_is_no_loading():
+    def imports_for_ever(student, teacher, T):
+        while True:
+            importlib.import_module("json")
+
+    start = time.process_time()
+    assert "was stopped" in str(judge(KL, imports_for_ever))
+    assert time.process_time() - start < 2
+
+
+def test_loading_for_ever_has_its_end(tmp_path, monkeypatch):
+    (tmp_path / "loaded_again.py").write_text("sum(range(1_000_000))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(stopping, "MOST_LOADING", 0.3)
+
+    def loads_for_ever(student, teacher, T):
+        while True:
+            importlib.import_module("loaded_again")
+            del sys.modules["loaded_again"]
+
+    start = time.process_time()
+    assert "was stopped" in str(judge(KL, loads_for_ever))
+    assert time.process_time() - start < 2.5
+
+
+def waits(seconds):
+    """A right function that takes so long a call."""
+
+    def waiting(student, teacher, T):
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            time.sleep(0.005)
+        return right(student, teacher, T)
+
+    return waiting
+
+
+def test_a_slow_function_that_is_right_is_done_and_told(capsys, home):
+    check("2.2", waits(0.3))
+    said = capsys.readouterr().out
+    assert "Done" in said and "It is right, and slow: a call takes about 0." in said
+    check("2.2", waits(0.01))
+    said = capsys.readouterr().out
+    assert "Done" in said and "slow" not in said
+
+
+def test_a_slow_function_is_tried_on_one_other_case_at_least(capsys, home):
+    cases = exercise("2.2").cases(Draw(0))
+    shown = [case.arguments[0] for case in cases]
+
+    def fitted(student, teacher, T):
+        time.sleep(0.3)
+        known = any(student.shape == each.shape and student.equal(each) for each in shown)
+        return right(student, teacher, T) * (1 if known or student.requires_grad else 2)
+
+    check("2.2", fitted)
+    assert "Not yet" in capsys.readouterr().out
+
+
+def test_a_function_that_is_too_slow_is_told(capsys, home):
     start = time.perf_counter()
+    check("2.2", waits(0.8))
+    assert "is it very slow?" in capsys.readouterr().out
+    assert time.perf_counter() - start < 5
+
+
+def test_waiting_counts_by_half_so_a_busy_machine_makes_no_function_slow():
+    assert judge(KL, waits(0.36)).state == "done"  # five of these: 1.8 s by the clock, 0.9 s count
+
+
+def test_very_long_results_are_compared_at_once():
+    start = time.process_time()
     verdict = judge(KL, lambda s, t, T: [0.0] * 200_000)
-    assert verdict.state == "not yet" and time.perf_counter() - start < 2
+    assert verdict.state == "not yet" and time.process_time() - start < 1
 
 
 def leaves_with_gradients(student, teacher, T):
@@ -263,7 +421,7 @@ def leaves_with_gradients(student, teacher, T):
 
 def sleeps_with_gradients(student, teacher, T):
     if student.requires_grad:
-        time.sleep(4)
+        time.sleep(6)
     return right(student, teacher, T)
 
 
@@ -376,6 +534,7 @@ def test_not_started(answer):
         np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32),
         torch.tensor([[1, 2], [3, 4]]),
         [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])],
+        [range(1, 3), range(3, 5)],
     ],
 )
 def test_the_same_numbers_are_the_same_in_any_form(value):
@@ -533,6 +692,8 @@ DAMAGED = [
     '{"format": "distillkit progress 1", "exercises": {"2.2": {"checks": "x"}}, "quizzes": {}}',
     '{"format": "distillkit progress 1", "exercises": {"2.2": {"hints": -7}}, "quizzes": {}}',
     '{"format": "distillkit progress 1", "exercises": {}, "quizzes": {"04": "x"}}',
+    '{"format": "distillkit progress 1", "exercises": {}, "quizzes": {"04": 99}}',
+    '{"format": "distillkit progress 1", "exercises": {}, "quizzes": {"04": 3.5}}',
     "[" * 100_000,
     "\x00\x01",
 ]
@@ -582,10 +743,55 @@ def test_where_nothing_can_be_written_the_session_remembers(why, home, capsys, m
 
         monkeypatch.setattr(learner.os, "replace", refuse)
     hint("2.2")
-    assert "cannot be written" in capsys.readouterr().out
+    assert "cannot be kept in" in capsys.readouterr().out
     hint("2.2")
     said = capsys.readouterr().out
-    assert "cannot be written" not in said and "Hint 2" in said
+    assert "cannot be kept in" not in said and "Hint 2" in said
+
+
+def fails_once(call, times=1):
+    """A function that is refused the first times, and works afterwards."""
+    left = [PermissionError(13, "Permission denied")] * times
+
+    def sometimes(*given, **more):
+        if left:
+            raise left.pop()
+        return call(*given, **more)
+
+    return sometimes
+
+
+def test_after_one_failed_read_progress_is_written_again(home, capsys, monkeypatch):
+    check("2.2", right)
+    hint("2.3")
+    monkeypatch.setattr(learner.Path, "read_text", fails_once(Path.read_text, times=3))
+    hint("2.2")  # an update reads twice: to change the file, and to change what it can
+    progress()
+    said = capsys.readouterr().out
+    assert said.count("cannot be kept in") == 1 and "1 hint" in said
+    hint("2.3")
+    assert "Hint 2" in capsys.readouterr().out
+    records = kept(home)["exercises"]
+    assert records["2.2"]["state"] == "done" and records["2.2"]["hints"] == 1
+    assert records["2.3"]["hints"] == 2 and learner._unkept == {}
+
+
+def test_what_could_not_be_written_is_written_later(home, capsys, monkeypatch):
+    monkeypatch.setattr(learner.os, "replace", fails_once(os.replace, times=2))
+    for number in range(1, 4):
+        hint("2.2")
+        assert f"Hint {number}" in capsys.readouterr().out
+    assert kept(home)["exercises"]["2.2"]["hints"] == 3
+
+
+def test_the_folder_of_a_user_who_does_not_exist_is_not_made(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(learner.HOME, "~nosuchuser/course")
+    hint("2.2")
+    hint("2.2")
+    said = capsys.readouterr().out
+    assert said.count("there is no user of the name ~nosuchuser") == 1 and "Hint 2" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_appears_whole(home, monkeypatch):
@@ -627,7 +833,7 @@ QUIZZES = quiz_room.quizzes()
 @pytest.mark.parametrize("chapter", QUIZZES)
 def test_a_quiz_has_five_questions_and_one_right_choice_each(chapter):
     questions = QUIZZES[chapter]
-    assert len(questions) == 5
+    assert len(questions) == learner.QUESTIONS == 5
     for each in questions:
         assert sum(choice.right for choice in each.choices) == 1, each.ask
         assert len(each.choices) >= 3 and all(c.text and c.why for c in each.choices)
@@ -682,24 +888,6 @@ def test_marks_become_html_and_arithmetic_stays():
     told = "In `a*b*c` the *target* is **not** 2*3*4 <x>"
     html = "In <code>a*b*c</code> the <i>target</i> is <b>not</b> 2*3*4 &lt;x&gt;"
     assert inline(told) == html
-
-
-def test_a_table_of_the_cases_that_are_shown_is_no_solution(capsys, home):
-    shown = exercise("0.2").cases(Draw(0, torch.float32))
-    table = [(case.arguments, exercise("0.2").oracle(*_plain(case.arguments))) for case in shown]
-
-    def fitted(*given):
-        for arguments, target in table:
-            if _plain(arguments) == _plain(given):
-                return target
-        return 0
-
-    check("0.2", fitted)
-    assert "Not yet" in capsys.readouterr().out
-
-
-def _plain(arguments):
-    return [each.tolist() if isinstance(each, torch.Tensor) else each for each in arguments]
 
 
 @pytest.mark.parametrize(

@@ -336,7 +336,7 @@ def test_every_stamp_in_this_checkout_is_current(tmp_path):
     readme = (stamp.ROOT / "README.md").read_text()
     chapters = [path.name for path in (stamp.ROOT / "chapters").glob("*.ipynb")]
     assert stamp.stamp_readme(readme, chapters, repository) == readme
-    for name, content in stamp.measured().items():
+    for name, content in stamp.recorded_blocks().items():
         assert stamp.stamp_block(readme, name, content) == readme, f"{name}: make stamp"
 
 

@@ -1,59 +1,74 @@
 """The bench: one answer, its exercise, and everything that running it shows.
 
-Its cases and its properties share the seconds of the exercise. Nothing is decided here, and nothing
-said: `judging` does that.
+Nothing is decided here, and nothing said: `judging` does that. **What is too slow.** The cases of
+an exercise share its seconds. Its properties share what the cases left, and have twice as long as
+the cases took at least: no more than two calls in them come on one case, so a slow function that
+ends gets through. What a second is, `stopping` says.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import CodeType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distillkit import losses
 from distillkit.course.comparing import Incomparable, Normal, normal, same
-from distillkit.course.exercises import losses_by_hand
 from distillkit.course.exercises.definition import Case, Exercise, Mutant, Property
 from distillkit.course.exercises.drawing import Draw
 from distillkit.course.observing import Outcome, Run, call, observe
+from distillkit.course.watching import pieces
 
 PROPERTY_SEEDS = 7_919
-"""Properties draw their own arguments: from seeds that no case has."""
+"""Properties draw their own arguments: from a seed that is not that of the cases."""
 LEAST_SECONDS = 0.2
 """What a property gets even if the cases took all the time there was."""
+SLOW = 2.0
+"""How much longer than the cases all properties may take, whatever the cases took."""
 
 
 @dataclass
 class Bench:
-    """One answer, the exercise, and everything that was found out about it so far."""
+    """One answer, the exercise, and everything that was found out about it so far.
+
+    seconds: for the cases, and then what is left. enough: after so many, no further case or
+    property begins, and `unfinished` is true.
+    """
 
     exercise: Exercise
     function: Callable[..., Any]
     seed: int
     dtype: torch.dtype = torch.float32
     seconds: float = 1.5
+    enough: float = float("inf")
     cases: list[Case] = field(init=False)
     targets: list[Normal] = field(init=False)
     run: Run = field(init=False)
+    spent: float = field(init=False, default=0.0)
+    used: str = field(init=False, default="")
+    replaced: set[str] = field(init=False, default_factory=set)
     late: Property | None = field(init=False, default=None)
     stuck: bool = field(init=False, default=False)
     raised: Exception | None = field(init=False, default=None)
+    unfinished: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.cases = list(self.exercise.cases(Draw(self.seed, self.dtype)))
         self.targets = [target(self.exercise, case) for case in self.cases]
-        self.run = observe(
-            self.function,
-            self.cases,
-            seconds=self.seconds,
-            watched=entry_points(self.exercise),
+        self._watched = pieces(self.exercise)
+        self.run = self._observed(self.function, self.cases, self.seconds)
+        self.seconds = max(self.seconds, SLOW * self.run.seconds)
+        self.unfinished = not self.run.late and len(self.outcomes) < len(self.cases)
+
+    def again(self, seed: int) -> Bench:
+        """The same answer on other cases, as far as the seconds suffice, and on one at least."""
+        left = max(self.exercise.seconds - self.spent, 0.0)
+        least = max(LEAST_SECONDS, SLOW * self.run.seconds)
+        return Bench(
+            self.exercise, self.function, seed, self.dtype, seconds=left + least, enough=left
         )
-        self.seconds -= self.run.seconds
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -75,6 +90,9 @@ class Bench:
         failing: list[Property] = []
         self.raised = None
         for each in self.exercise.properties:
+            if self.spent > self.enough:
+                self.unfinished = True
+                break
             tried = self._tried(each, function)
             if tried.late:
                 self.late, self.stuck = each, tried.stuck
@@ -87,11 +105,16 @@ class Bench:
 
     def _tried(self, each: Property, function: Callable[..., Any]) -> Run:
         draw = Draw(self.seed + PROPERTY_SEEDS, self.dtype)
-        case = Case(each.name)
-        left = max(self.seconds, LEAST_SECONDS)
-        tried = observe(lambda: bool(each.holds(_in_tensors(function), draw)), [case], seconds=left)
-        self.seconds -= tried.seconds
-        return tried
+        holds = lambda: bool(each.holds(_in_tensors(function), draw))  # noqa: E731
+        return self._observed(holds, [Case(each.name)], max(self.seconds, LEAST_SECONDS))
+
+    def _observed(self, function: Callable[..., Any], cases: list[Case], seconds: float) -> Run:
+        run = observe(function, cases, seconds=seconds, enough=self.enough, watched=self._watched)
+        self.seconds -= run.seconds
+        self.spent += run.seconds
+        self.used = self.used or run.used
+        self.replaced |= set(run.replaced)
+        return run
 
     def like(self, answer: Any) -> bool:
         """Whether another answer gives the same on all cases, and a value on one at least.
@@ -168,33 +191,3 @@ def _holds_tensors(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(
         isinstance(part, Tensor) or _holds_tensors(part) for part in value
     )
-
-
-def entry_points(exercise: Exercise) -> dict[CodeType, str]:
-    """The code that runs when somebody else's answer is called -> the name to say.
-
-    That is what the exercise names, every loss of the library, and what the exercises themselves
-    compute with.
-    """
-    found = {code: name for room in (losses, losses_by_hand) for code, name in _codes(room)}
-    found[exercise.oracle.__code__] = exercise.oracle.__name__
-    for each in exercise.library:
-        if inspect.ismethod(each):
-            found[each.__func__.__code__] = each.__qualname__
-        elif inspect.isfunction(each):
-            found[each.__code__] = each.__name__
-        else:  # a divergence: an object whose class says what its value is
-            found[type(each)._value.__code__] = each.name
-    return found
-
-
-def _codes(room: ModuleType) -> Iterator[tuple[CodeType, str]]:
-    """The public functions of a module, and of its divergences the value, with their names."""
-    for name, each in vars(room).items():
-        if getattr(each, "__module__", "") != room.__name__ or name.startswith("_"):
-            continue
-        if inspect.isfunction(each):
-            yield each.__code__, name
-        elif inspect.isclass(each) and "_value" in vars(each):
-            said = vars(each).get("name")
-            yield vars(each)["_value"].__code__, said if isinstance(said, str) else name

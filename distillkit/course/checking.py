@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
-import time
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
     from distillkit.course.verdict import Verdict
 
 SWITCH = "DISTILLKIT_CHECK"
-HIDDEN_SEEDS = range(1, 13)
-"""Of the cases that an answer meets after those that are shown: a table of these is no solution."""
+SEEDS = 2**31
+"""So many other draws of cases there are, for answers that pass the one that is shown."""
 DOTS = {"done": "●", "used the library": "◐", "not yet": "◐", "not started": "○"}
 
 
@@ -36,16 +35,17 @@ class NotDone(AssertionError):
     """A check that was not passed, where DISTILLKIT_CHECK=raise asks to be told."""
 
 
-def check(number: str, answer: Any) -> None:
+def check(number: str, answer: Any, *, seed: int | None = None) -> None:
     """Check your answer to an exercise: a function, or to predict, a value.
 
     It says *not started*, *not yet* (and which mistake it was, if it is a known one), *done*, or
-    that the library was used.
+    that the library was used. An answer that passes the cases which are shown meets others, drawn
+    anew each time; a verdict that comes from those names their seed, with which they come again.
     """
     exercise = _exercise(number)
     if exercise is None:
         return
-    verdict = _judged(exercise, answer)
+    verdict = _judged(exercise, answer, secrets.randbelow(SEEDS) + 1 if seed is None else seed)
 
     def note(progress: learner.Progress) -> None:
         record = progress.of(exercise.number)
@@ -59,23 +59,16 @@ def check(number: str, answer: Any) -> None:
         raise NotDone(str(verdict))
 
 
-def _judged(exercise: Exercise, answer: Any) -> Verdict:
-    """The verdict on the cases that are shown, and where they pass, on others as well."""
-    from distillkit.course.bench import LEAST_SECONDS
-    from distillkit.course.judging import judge
+def _judged(exercise: Exercise, answer: Any, seed: int) -> Verdict:
+    """The verdict, whatever strange thing was given."""
+    from distillkit.course.judging import examine
     from distillkit.course.verdict import Verdict
 
-    start = time.perf_counter()
     try:
-        verdict = judge(exercise, answer)
-        if verdict.state == "done" and exercise.kind != "predict":
-            left = exercise.seconds - (time.perf_counter() - start)
-            seed = secrets.choice(HIDDEN_SEEDS)
-            verdict = judge(exercise, answer, seed=seed, seconds=max(left, LEAST_SECONDS))
-    except Exception as problem:  # whatever strange thing was returned, it is no crash
+        return examine(exercise, answer, seed)
+    except Exception as problem:
         why = type(problem).__name__
-        verdict = Verdict(exercise, "not yet", [SAID["beyond us"].format(why=why)])
-    return verdict
+        return Verdict(exercise, "not yet", [SAID["beyond us"].format(why=why)])
 
 
 def hint(number: str) -> None:

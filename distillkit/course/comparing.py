@@ -34,12 +34,21 @@ def normal(value: Any) -> Normal:
         return torch.tensor(float(value), dtype=torch.float64)
     if isinstance(value, str):
         return value.strip().casefold()
+    if isinstance(value, range):
+        return normal(list(value))
     if isinstance(value, list | tuple) and all(isinstance(part, float | int) for part in value):
         return torch.tensor([float(part) for part in value], dtype=torch.float64)
     if isinstance(value, list | tuple):
         parts = tuple(normal(part) for part in value)
         return _stacked(parts) if isinstance(value, list) or _all_numbers(parts) else parts
     raise Incomparable(type(value).__name__)
+
+
+def is_complex(value: Any) -> bool:
+    """Whether a result has complex numbers, which no target has."""
+    if isinstance(value, list | tuple):
+        return any(is_complex(part) for part in value)
+    return torch.is_complex(value) if isinstance(value, Tensor) else np.iscomplexobj(value)
 
 
 def _all_numbers(parts: tuple[Normal, ...]) -> bool:

@@ -8,6 +8,7 @@ here: `checking` does that.
 from __future__ import annotations
 
 import inspect
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +17,16 @@ import torch
 from torch import Tensor
 
 from distillkit.course.bench import Bench, as_function, comparable
-from distillkit.course.comparing import Normal, differs
+from distillkit.course.comparing import Incomparable, Normal, differs, is_complex, normal
 from distillkit.course.exercises.definition import Exercise, Property
-from distillkit.course.observing import Left, Outcome
+from distillkit.course.observing import Outcome
 from distillkit.course.predictions import spelled, unfit
+from distillkit.course.stopping import Left
 from distillkit.course.verdict import Beside, Verdict
 from distillkit.course.words import SAID
+
+_ONE = threading.RLock()
+"""One verdict at a time: streams and watched functions are those of the whole process."""
 
 
 def judge(
@@ -34,23 +39,63 @@ def judge(
 ) -> Verdict:
     """The verdict on an answer, with cases drawn from `seed` in `dtype`.
 
-    It may take `seconds` for cases and properties together, by default those of the exercise.
+    seconds: what the cases may take together, by default those of the exercise.
     """
+    function = _function(exercise, answer)
+    if isinstance(function, Verdict):
+        return function
+    with _ONE:
+        return _told(Bench(exercise, function, seed, dtype, seconds or exercise.seconds))
+
+
+def examine(exercise: Exercise, answer: Any, seed: int) -> Verdict:
+    """The verdict on the cases that are shown, and if they are right, on others of a seed.
+
+    Of those, as many are tried as there is time for, one at least: whoever is slow, and right, is
+    told so, and done.
+    """
+    function = _function(exercise, answer)
+    if isinstance(function, Verdict):
+        return function
+    with _ONE:
+        shown = Bench(exercise, function, 0, seconds=exercise.seconds)
+        verdict = _told(shown)
+        if verdict.state != "done" or exercise.kind == "predict":
+            return verdict
+        others = shown.again(seed)
+        found = _told(others)
+    if found.state != "done":
+        found.sentences.append(_said("drawn", exercise, seed=seed))
+        return found
+    if others.unfinished:
+        each = shown.run.seconds / len(shown.cases)
+        verdict.sentences.append(_said("slow", exercise, seconds=each))
+    return verdict
+
+
+def _function(exercise: Exercise, answer: Any) -> Callable[..., Any] | Verdict:
+    """An answer as a function, or what is to be said of one that is of the wrong form."""
     if answer is Ellipsis:
         return Verdict(exercise, "not started", [_said("stub", exercise)])
     if exercise.kind == "predict":
-        if exercise.choices:
-            answer = spelled(exercise, answer)
+        answer = spelled(exercise, answer) if exercise.choices else answer
         if sentence := unfit(exercise, answer):
             return Verdict(exercise, "not yet", [sentence])
     elif not callable(answer):
-        name = next(iter(getattr(exercise.given, "__name__", "").split()), "function")
+        name = getattr(exercise.given, "__name__", "function")
         return Verdict(exercise, "not yet", [_said("not a function", exercise, name=name)])
-    bench = Bench(exercise, as_function(answer), seed, dtype, seconds or exercise.seconds)
+    return as_function(answer)
+
+
+def _told(bench: Bench) -> Verdict:
+    """The verdict, with what the answer did beside answering."""
     verdict = _judged(bench)
     if bench.run.printed:
         text = " ⏎ ".join(bench.run.printed.splitlines())
-        verdict.sentences.append(_said("printed", exercise, text=text))
+        verdict.sentences.append(_said("printed", bench.exercise, text=text))
+    if bench.replaced:
+        names = ", ".join(f"`{name}`" for name in sorted(bench.replaced))
+        verdict.sentences.append(_said("replaced", bench.exercise, names=names))
     return verdict
 
 
@@ -76,7 +121,7 @@ def _right(bench: Bench) -> Verdict:
         return _late(bench, "stuck" if bench.stuck else "time at", what=bench.late.name)
     if failing:
         return _named(bench, failing) or _unheld(bench, failing[0])
-    if bench.run.used:
+    if bench.used:
         return Verdict(exercise, "used the library", [_library(bench)])
     return Verdict(exercise, "done", [_because(bench)])
 
@@ -122,7 +167,7 @@ def _said(key: str, exercise: Exercise, **values: Any) -> str:
 
 
 def _library(bench: Bench) -> str:
-    return _said("library", bench.exercise, name=bench.run.used)
+    return _said("library", bench.exercise, name=bench.used)
 
 
 def _because(bench: Bench) -> str:
@@ -162,9 +207,10 @@ def _problem(bench: Bench, place: int) -> str:
     if outcome.value is None:
         return _said("none", exercise)
     found = comparable(outcome.value)
+    if found is None and is_complex(outcome.value):
+        return _said("complex", exercise)
     if found is None or type(found) is not type(goal):
-        name = type(outcome.value).__name__
-        return _said("type", exercise, found=name, expected=_described(goal))
+        return _said("type", exercise, found=_kind(outcome.value), expected=_described(goal))
     if isinstance(found, tuple) and len(found) != len(goal):
         return _said("length", exercise, case=case, found=len(found), expected=len(goal))
     if not isinstance(found, Tensor) or not isinstance(goal, Tensor):
@@ -213,6 +259,15 @@ def _beside(bench: Bench, place: int) -> Beside | None:
     return Beside(
         bench.cases[place].name, yours, goal, differs(yours, goal, bench.exercise.tolerance)
     )
+
+
+def _kind(value: Any) -> str:
+    """The type of a result, or of the part of it with which nothing can be compared."""
+    try:
+        normal(value)
+    except Incomparable as problem:
+        return str(problem)
+    return type(value).__name__
 
 
 def _described(goal: Normal) -> str:

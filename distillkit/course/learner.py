@@ -1,11 +1,13 @@
 """What the learner has done so far: a small JSON file in the user's own data folder.
 
-Nothing leaves the machine. The file appears whole or not at all; one that cannot be read is set
-aside, never lost, and never a reason to stop.
+Nothing leaves the machine. The file appears whole or not at all; one that is damaged is set aside,
+never lost, and never a reason to stop. While it cannot be read or written, changes are remembered,
+and made up for as soon as it can.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -23,6 +25,8 @@ HOME = "DISTILLKIT_HOME"
 PATIENCE = 2.0
 """Seconds to wait for another notebook that writes."""
 FORMAT = "distillkit progress 1"
+QUESTIONS = 5
+"""Of the quiz of each chapter."""
 
 
 @dataclass
@@ -47,8 +51,10 @@ class Progress:
         return self.exercises.setdefault(number, Record())
 
 
-_unkept: dict[Path, Progress] = {}
-"""The progress of this session, by the file that cannot be written."""
+Change = Callable[[Progress], Any]
+
+_unkept: dict[Path, list[Change]] = {}
+"""Changes that are not in their file yet, as it could not be read or written."""
 
 
 def path() -> Path:
@@ -65,27 +71,40 @@ def path() -> Path:
 
 
 def read(say: Callable[[str], None] = print) -> Progress:
-    """What was done so far; a file that cannot be read is set aside, and that is said."""
-    if path() in _unkept:
-        return _unkept[path()]
+    """What was done so far; a file that cannot be read is said, and a damaged one set aside."""
     try:
-        return _parsed(json.loads(path().read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return Progress()
+        progress = _read(say)
     except OSError as problem:
-        return _keep_in_session(Progress(), problem, say)
-    except Exception as problem:  # a foreign file can be wrong in any way
-        return _set_aside(problem, say)
+        _say_once(problem, say)
+        progress = Progress()
+    for change in _unkept.get(path(), []):
+        change(progress)
+    return progress
 
 
-def update(change: Callable[[Progress], Any], say: Callable[[str], None] = print) -> Any:
+def update(change: Change, say: Callable[[str], None] = print) -> Any:
     """Read, change and write; what `change` returns. Two notebooks take turns."""
     with _alone():
-        progress = read(say)
-        result = change(progress)
-        if path() not in _unkept:
-            _write(progress, say)
+        try:
+            progress = _read(say)
+            for earlier in _unkept.get(path(), []):
+                earlier(progress)
+            result = change(progress)
+            _write(progress)
+        except OSError as problem:
+            _say_once(problem, say)
+            result = change(read(say))
+            _unkept.setdefault(path(), []).append(change)
+        else:
+            _unkept.pop(path(), None)
     return result
+
+
+def _say_once(problem: OSError, say: Callable[[str], None]) -> None:
+    """Say that the file cannot be read or written, and begin to remember what is not in it."""
+    if path() not in _unkept:
+        _unkept[path()] = []
+        say(SAID["not kept"].format(path=path(), why=problem.strerror or problem))
 
 
 @contextmanager
@@ -93,7 +112,7 @@ def _alone() -> Iterator[None]:
     """Hold the lock of the file; where there can be none, go on without."""
     lock = FileLock(path().with_name("progress.lock"), timeout=PATIENCE)
     try:
-        path().parent.mkdir(parents=True, exist_ok=True)
+        _folder().mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except (OSError, NotImplementedError):  # a time-out is an OSError too
         pass
@@ -103,46 +122,60 @@ def _alone() -> Iterator[None]:
         lock.release()
 
 
+def _read(say: Callable[[str], None]) -> Progress:
+    """What the file holds; OSError where it cannot be read, and set aside if it is damaged."""
+    _folder()
+    try:
+        return _parsed(json.loads(path().read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return Progress()
+    except OSError:
+        raise
+    except Exception as problem:  # a foreign file can be wrong in any way
+        place = _set_aside()
+        why = " ".join(f"{type(problem).__name__}: {problem}".split())
+        say(SAID["set aside"].format(why=why, path=place))
+        return Progress()
+
+
+def _folder() -> Path:
+    """The folder of the file; OSError where it is that of a user who does not exist."""
+    if path().parts[0].startswith("~"):
+        raise OSError(errno.ENOENT, SAID["no such user"].format(user=path().parts[0]))
+    return path().parent
+
+
 def _parsed(content: Any) -> Progress:
     if content["format"] != FORMAT:
         raise ValueError(f"format {content['format']!r}")
     records = {str(number): Record(**each) for number, each in content["exercises"].items()}
     for each in records.values():
-        if not isinstance(each.state, str) or not all(
-            type(count) is int and count >= 0
-            for count in (each.checks, each.hints, each.solution_asked)
-        ):
+        counts = (each.checks, each.hints, each.solution_asked)
+        if not isinstance(each.state, str) or not all(map(_is_count, counts)):
             raise ValueError("a record of the wrong kind")
-    return Progress(records, {str(k): int(v) for k, v in content["quizzes"].items()})
+    quizzes = {str(chapter): right for chapter, right in content["quizzes"].items()}
+    if not all(_is_count(right) and right <= QUESTIONS for right in quizzes.values()):
+        raise ValueError("a quiz with more right answers than questions")
+    return Progress(records, quizzes)
 
 
-def _write(progress: Progress, say: Callable[[str], None]) -> None:
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _write(progress: Progress) -> None:
     final = path()
     aside = final.with_name(f"{final.name}.{os.getpid()}.part")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        content = {"format": FORMAT, **asdict(progress)}
-        aside.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
-        os.replace(aside, final)
-    except OSError as problem:
-        _keep_in_session(progress, problem, say)
+    _folder().mkdir(parents=True, exist_ok=True)
+    content = {"format": FORMAT, **asdict(progress)}
+    aside.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+    os.replace(aside, final)
 
 
-def _keep_in_session(progress: Progress, problem: OSError, say: Callable[[str], None]) -> Progress:
-    _unkept[path()] = progress
-    say(SAID["not kept"].format(path=path(), why=problem.strerror or problem))
-    return progress
-
-
-def _set_aside(problem: Exception, say: Callable[[str], None]) -> Progress:
-    found = path()
+def _set_aside() -> Path:
+    """Give the file another name, which is returned."""
     number = 1
-    while (place := found.with_name(f"progress.damaged-{number}.json")).exists():
+    while (place := path().with_name(f"progress.damaged-{number}.json")).exists():
         number += 1
-    try:
-        os.replace(found, place)
-    except OSError as stuck:
-        return _keep_in_session(Progress(), stuck, say)
-    why = " ".join(f"{type(problem).__name__}: {problem}".split())
-    say(SAID["set aside"].format(why=why, path=place))
-    return Progress()
+    os.replace(path(), place)
+    return place

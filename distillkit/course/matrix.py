@@ -3,13 +3,13 @@
     python -m distillkit.course.matrix [2.3 …]
 
 A right answer must be done, a stub not started, and a wrong answer not yet, with its own sentence
-and no other's. The tests assert it, and `make stamp` writes the table into the README.
+and no other's. The tests assert it of one run, and write the table of the same run into the README.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,18 +31,25 @@ from distillkit.course.verdict import Verdict
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one exercise."""
+    """What became of one exercise: the verdicts on its solution, its stub, and mutants by name."""
 
     exercise: Exercise
     cases: int
-    solution: str
-    stub: str
-    missed: tuple[str, ...]
+    solution: Verdict | None
+    stub: Verdict | None
+    wrong: dict[str, Verdict]
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """The mutants that were not refused with their own sentence."""
+        mutants = self.exercise.mutants
+        return tuple(each.name for each in mutants if not caught(each, self.wrong[each.name]))
 
     @property
     def good(self) -> bool:
         """Whether everything is as it must be."""
-        return (self.solution, self.stub, self.missed) == ("done", "not started", ())
+        found = (_state(self.solution), _state(self.stub), self.missed)
+        return found == ("done", "not started", ())
 
 
 def rows(
@@ -60,9 +67,9 @@ def rows(
         Row(
             each,
             len(each.cases(Draw(seed, dtype))),
-            _state(each, solved, settings),
-            _state(each, begun, settings),
-            tuple(m.name for m in each.mutants if not caught(m, wrong(each, m, **settings))),
+            _verdict(each, solved, settings),
+            _verdict(each, begun, settings),
+            {mutant.name: wrong(each, mutant, **settings) for mutant in each.mutants},
         )
         for each in wanted
     ]
@@ -116,12 +123,12 @@ def checked_in(notebook: NotebookNode, *, stubs: bool = False) -> dict[str, Any]
     return found
 
 
-def table(root: Path = ROOT) -> str:
-    """The matrix in Markdown, with its sums in the first sentence."""
-    made = rows(root)
+def table(found: Iterable[Row]) -> str:
+    """A run of the matrix in Markdown, with its sums in the first sentence."""
+    made = list(found)
     known = sum(len(row.exercise.mutants) for row in made)
     missed = sum(len(row.missed) for row in made)
-    solved = sum(row.solution == "done" for row in made)
+    solved = sum(_state(row.solution) == "done" for row in made)
     lines = [
         f"**{len(made)} exercises, {known} wrong answers, {known - missed} caught** with their own "
         f"sentence; {solved} of {len(made)} solutions accepted.",
@@ -153,10 +160,12 @@ def _collecting(found: dict[str, Any]) -> Iterator[None]:
             setattr(distillkit.course, name, function)
 
 
-def _state(each: Exercise, answers: dict[str, Any], settings: dict[str, Any]) -> str:
-    if each.number not in answers:
-        return "missing"
-    return judge(each, answers[each.number], **settings).state
+def _verdict(each: Exercise, answers: dict[str, Any], settings: dict[str, Any]) -> Verdict | None:
+    return judge(each, answers[each.number], **settings) if each.number in answers else None
+
+
+def _state(verdict: Verdict | None) -> str:
+    return verdict.state if verdict else "missing"
 
 
 def main() -> int:
@@ -164,9 +173,10 @@ def main() -> int:
     made = rows(numbers=sys.argv[1:])
     for row in made:
         each = row.exercise
-        print(f"{each.number} {each.title}: solution {row.solution}, stub {row.stub}")
+        states = f"solution {_state(row.solution)}, stub {_state(row.stub)}"
+        print(f"{each.number} {each.title}: {states}")
         for mutant in each.mutants:
-            verdict = wrong(each, mutant)
+            verdict = row.wrong[mutant.name]
             told = "its own" if caught(mutant, verdict) else f"NOT its own: {verdict}"
             print(f"    {mutant.name}: {verdict.state}, sentence {told}")
     return int(not all(row.good for row in made))

@@ -1,36 +1,24 @@
 """Run a learner's function and see what it does, without being harmed by it.
 
-It runs in a thread of its own, which works on every platform and in every notebook; signals work in
-the main thread of Unix only. A thread that takes too long is stopped by an exception raised inside
-it, which reaches Python code within moments; code that sits in C (a long sleep) it cannot reach,
-and then we say so. The time in which modules are imported is not the learner's: the first optimizer
-of a process makes torch import for seconds, and an import that is broken off would stay broken.
+How it is stopped is in `stopping`, what it must not leave behind in `surroundings`, and how calls
+of the library are noticed in `watching`.
 """
 
 from __future__ import annotations
 
-import ctypes
-import io
-import os
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from types import CodeType, FrameType
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from distillkit.course.exercises.definition import Case
-
-GRACE = 0.3
-"""Seconds that a function which is being stopped gets to end."""
-MOST_PRINTED = 200
-MOST_IMPORTING = 30.0
-"""Seconds that imports may take; longer, and something else is wrong."""
+from distillkit.course.stopping import within
+from distillkit.course.surroundings import captured, same_surroundings
+from distillkit.course.watching import watching
 
 
 @dataclass
@@ -44,13 +32,17 @@ class Outcome:
 
 @dataclass
 class Run:
-    """What a guarded run showed beside its outcomes; `seconds` are those that count."""
+    """What a guarded run showed beside its outcomes; `seconds` are those that count.
+
+    used: a function of the library that was called. replaced: functions of torch that were.
+    """
 
     late: bool = False
     stuck: bool = False
     seconds: float = 0.0
     printed: str = ""
     used: str = ""
+    replaced: tuple[str, ...] = ()
     outcomes: list[Outcome] = field(default_factory=list)
 
 
@@ -59,21 +51,28 @@ def observe(
     cases: list[Case],
     *,
     seconds: float,
-    watched: Mapping[CodeType, str] | None = None,
+    enough: float = float("inf"),
+    watched: Iterable[FunctionType] = (),
 ) -> Run:
     """Call a function with copies of the arguments of each case, within `seconds` for all of them.
 
-    watched: code objects of the library -> the name to say when one of them runs.
+    After `enough` seconds no further case begins. watched: functions whose calls are noted.
     """
     run = Run()
+    end = time.perf_counter() + enough
 
     def job() -> None:
         for case in cases:
+            if run.outcomes and time.perf_counter() > end:
+                break
             run.outcomes.append(call(function, case))
 
-    with _captured() as printed:
-        _guard(job, run, seconds, watched or {})
+    with captured() as printed:
+        with watching(watched) as used, same_surroundings() as replaced:
+            stopped = within(seconds, job, lambda left: run.outcomes.append(Outcome(error=left)))
         run.printed = printed.getvalue().decode(errors="ignore")
+    run.seconds, run.late, run.stuck = stopped.seconds, stopped.late, stopped.stuck
+    run.used, run.replaced = "".join(used), tuple(replaced)
     return run
 
 
@@ -86,149 +85,6 @@ def call(function: Callable[..., Any], case: Case) -> Outcome:
         return Outcome(error=error)
     pairs = enumerate(zip(case.arguments, given, strict=True))
     return Outcome(value, changed=tuple(i for i, (old, new) in pairs if not _untouched(old, new)))
-
-
-class Left(Exception):
-    """The function ended the program, as sys.exit() does."""
-
-
-class _TimeIsUp(BaseException):
-    """Raised inside the learner's thread; no Exception, so that `except Exception` lets it by."""
-
-
-def _guard(
-    job: Callable[[], None], run: Run, seconds: float, watched: Mapping[CodeType, str]
-) -> None:
-    def work() -> None:
-        try:
-            with _watching(watched, run):
-                job()
-        except _TimeIsUp:
-            pass
-        except BaseException as error:  # sys.exit(), say
-            run.outcomes.append(Outcome(error=Left(type(error).__name__)))
-
-    thread = threading.Thread(target=work, daemon=True)
-    with _same_surroundings():
-        thread.start()
-        try:
-            run.seconds = _wait(thread, seconds)
-        finally:  # also when the learner interrupts the kernel
-            if thread.is_alive():
-                run.late = True
-                run.stuck = not _stop(thread)
-
-
-@contextmanager
-def _watching(watched: Mapping[CodeType, str], run: Run) -> Iterator[None]:
-    """Note in `run` when code of the library runs, in this thread and in those begun meanwhile."""
-
-    def watch(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and not run.used and frame.f_code in watched:
-            run.used = watched[frame.f_code]
-
-    if not watched:
-        yield
-        return
-    before = threading.getprofile()
-    threading.setprofile(watch)
-    sys.setprofile(watch)
-    try:
-        yield
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(before)
-
-
-def _wait(thread: threading.Thread, seconds: float) -> float:
-    """Wait for a thread, at most so long; the seconds it took. Imports do not count."""
-    took = imports = 0.0
-    while thread.is_alive() and took < seconds and imports < MOST_IMPORTING:
-        start = time.perf_counter()
-        thread.join(min(0.05, seconds - took))
-        passed = time.perf_counter() - start
-        if _imports(thread):
-            imports += passed
-        else:
-            took += passed
-    return took
-
-
-def _imports(thread: threading.Thread) -> bool:
-    """Whether a thread is in the middle of an import."""
-    frame = sys._current_frames().get(thread.ident or 0)
-    while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            return True
-        frame = frame.f_back
-    return False
-
-
-@contextmanager
-def _same_surroundings() -> Iterator[None]:
-    """Undo what a function may change around itself: the folder, and torch's default dtype."""
-    dtype = torch.get_default_dtype()
-    folder = None
-    with suppress(OSError):  # the folder may have been deleted
-        folder = os.getcwd()
-    try:
-        yield
-    finally:
-        if folder is not None:
-            os.chdir(folder)
-        torch.set_default_dtype(dtype)
-
-
-def _stop(thread: threading.Thread) -> bool:
-    """Raise _TimeIsUp in a thread, again and again, as it may be caught; whether it ended."""
-    end = time.monotonic() + GRACE
-    while thread.is_alive() and time.monotonic() < end:
-        _raise_in(thread.ident, ctypes.py_object(_TimeIsUp))
-        thread.join(0.02)
-    if not thread.is_alive():
-        return True
-    _raise_in(thread.ident, None)
-    _settle()
-    return False
-
-
-def _raise_in(ident: int | None, error: Any) -> None:
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident or 0), error)
-
-
-def _settle() -> None:
-    """Let this thread take an exception in place of the one that was taken back.
-
-    While one is announced that nobody takes, CPython 3.11 keeps every profiled thread waiting, and
-    the next check would be one.
-    """
-    with suppress(_TimeIsUp):
-        _raise_in(threading.get_ident(), ctypes.py_object(_TimeIsUp))
-        time.sleep(0)
-        for _ in range(1000):
-            pass
-
-
-class _Short(io.BytesIO):
-    """Keeps the beginning of what is written: an endless loop may print for ever."""
-
-    def write(self, data: Any) -> int:
-        super().write(bytes(data)[: max(0, MOST_PRINTED - self.tell())])
-        return len(data)
-
-
-@contextmanager
-def _captured() -> Iterator[_Short]:
-    """Take what is printed, text or bytes."""
-    kept = _Short()
-    text = io.TextIOWrapper(kept, encoding="utf-8", errors="replace", write_through=True)
-    shown, sys.stdout = sys.stdout, text
-    try:
-        yield kept
-    finally:
-        sys.stdout = shown
-        with suppress(ValueError):  # a thread that goes on may write until now
-            text.detach()
 
 
 def _copy(argument: Any) -> Any:

@@ -2,11 +2,13 @@
 
 The address is `[project.urls] Repository` in pyproject.toml. `make stamp` puts a Colab badge and a
 set-up cell into every notebook, and the badge and the clone command into the README, and changes
-nothing where they are right already.
+nothing where they are right already. It renews the README's blocks of results, too; that of the
+exercises is also renewed by each run of their tests, with the same function.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import tomllib
@@ -110,11 +112,18 @@ def stamp_block(text: str, name: str, content: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", text)
 
 
-def measured(root: Path = ROOT) -> dict[str, str]:
-    """The blocks of the README that are measured or computed: name -> content."""
-    from distillkit.course.matrix import table  # which needs torch
+def renew_blocks(blocks: dict[str, str], root: Path = ROOT) -> bool:
+    """Renew blocks of the README, name -> content; whether it was not up to date before."""
+    readme = root / "README.md"
+    old = new = readme.read_text(encoding="utf-8")
+    for name, content in blocks.items():
+        new = stamp_block(new, name, content)
+    return _write_if_new(readme, old, new)
 
-    return {"results": overview(root / "experiments" / "results"), "exercises": table(root)}
+
+def recorded_blocks(root: Path = ROOT) -> dict[str, str]:
+    """The blocks that show what long runs have recorded: name -> content."""
+    return {"results": overview(root / "experiments" / "results")}
 
 
 def notebook_paths(root: Path = ROOT) -> Iterator[Path]:
@@ -134,15 +143,29 @@ def stamp_all(root: Path = ROOT) -> list[Path]:
         if notebook != before:
             write_notebook(path, notebook)
             changed.append(path)
+    if _stamp_readme(root, repository):
+        changed.append(root / "README.md")
+    return changed
+
+
+def _stamp_readme(root: Path, repository: str) -> bool:
+    """Renew the README as a whole; whether it was not up to date before."""
+    from distillkit.course.matrix import rows, table  # which need torch
+
     readme = root / "README.md"
     old = readme.read_text(encoding="utf-8")
-    new = stamp_readme(old, [path.name for path in (root / "chapters").glob("*.ipynb")], repository)
-    for name, content in measured(root).items():
-        new = stamp_block(new, name, content)
+    chapters = [path.name for path in (root / "chapters").glob("*.ipynb")]
+    stamped = _write_if_new(readme, old, stamp_readme(old, chapters, repository))
+    return renew_blocks(recorded_blocks(root) | {"exercises": table(rows(root))}, root) or stamped
+
+
+def _write_if_new(place: Path, old: str, new: str) -> bool:
+    """Write a file, whole, where its text has changed; whether it has."""
     if new != old:
-        readme.write_text(new, encoding="utf-8")
-        changed.append(readme)
-    return changed
+        aside = place.with_name(f"{place.name}.part")
+        aside.write_text(new, encoding="utf-8")
+        os.replace(aside, place)
+    return new != old
 
 
 def main() -> int:

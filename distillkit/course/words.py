@@ -35,6 +35,14 @@ SAID = {
     "loop that never ends, or is it very slow?",
     "time at": "Your function gives the right numbers, but for “{what}” it was not done after "
     "{seconds:g} seconds, and was stopped. Is there a loop that never ends, or is it very slow?",
+    "slow": "It is right, and slow: a call takes about {seconds:.1g} seconds, so not all of the "
+    "further cases were tried. Tensors in the place of loops would be quicker.",
+    "drawn": "These cases were drawn anew; to see the same once more, give the check "
+    "`seed={seed}`.",
+    "replaced": "Your function replaced {names}, for everybody who uses it. The check has put it "
+    "back; give yours another name.",
+    "complex": "Your result is made of complex numbers; expected are real ones. Was the root of a "
+    "negative number taken, or does a `.real` at the end miss?",
     "left": "Your function ends the program ({error}). Return the result instead.",
     "stuck": "Your function was not done after {seconds:g} seconds, and cannot be stopped from "
     "here. Restart the kernel before you go on.",
@@ -107,6 +115,7 @@ SAID = {
     "everything": "all exercises and quizzes",
     "set aside": "The file with your progress could not be read ({why}). It is now {path}; a new "
     "one begins.",
-    "not kept": "Your progress cannot be written to {path} ({why}), so it lasts as long as this "
-    "session. Set DISTILLKIT_HOME to a folder of yours to keep it.",
+    "not kept": "Your progress cannot be kept in {path} ({why}), so it lasts as long as this "
+    "session, or until that is mended. DISTILLKIT_HOME may name a folder of yours.",
+    "no such user": "there is no user of the name {user}",
 }

@@ -18,6 +18,12 @@ The engine calls the function of the learner with the arguments of each `Case`, 
 with the `oracle` (loops over nested lists); then tries the `properties`. A wrong answer is named
 when **all** cases, and the properties, come out as those of one `Mutant`. To predict, the answer
 is a number, some numbers, a word out of `choices` or a list of all of them; `oracle()` returns it.
+
+An answer that is done on seed 0 meets cases of another seed, drawn anew at each check, so cases
+must decide under *every* seed: what chance alone would tell apart, a case tells apart by
+construction (as that of 15 visits in 0.3 does). An answer may not call the functions of `library`,
+nor those of `distillkit.losses` and of these exercises (`watching`); how long it may take stands in
+`bench`.
 """
 
 from __future__ import annotations

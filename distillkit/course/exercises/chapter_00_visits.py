@@ -33,12 +33,22 @@ def _visits_cases(draw: Draw) -> list[Case]:
         wanted[10] = booked[10] = untrue[10] = 0
         wanted[10, :2], booked[10, :2] = torch.tensor([3, 4]), torch.tensor([4, 3])
         cases.append(Case(f"N={visits}, D={kinds}", (wanted, booked, untrue)))
+    return [*cases, Case("15 visits, of which 5 succeed", _each_fault_another_number(draw))]
+
+
+def _each_fault_another_number(draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+    """Three unwanted bookings, none where one was wanted, two other places, four untrue words.
+
+    So whoever overlooks one of these faults has a share that no other has.
+    """
     wanted = draw.integers(15, 2, below=9, least=1)
     wanted[:4, 1] = NOTHING
-    booked = wanted.clone()
+    booked, untrue = wanted.clone(), torch.zeros(15, dtype=torch.long)
     booked[:3, 1] = wanted[:3, 0]
-    untrue = torch.zeros(15, dtype=torch.long)
-    return [*cases, Case("three bookings that nobody wanted", (wanted, booked, untrue))]
+    booked[4] = NOTHING
+    booked[5:7] += 1
+    untrue[7:11] = 1
+    return wanted, booked, untrue
 
 
 def _visits_oracle(

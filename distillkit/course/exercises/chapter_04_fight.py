@@ -129,7 +129,10 @@ def _best_cases(draw: Draw) -> list[Case]:
     cases = []
     for arms, checkpoints in ((2, 6), (3, 9), (4, 5)):
         nll, success = draw.probabilities(2, arms, checkpoints)
-        nll[0, 0], nll[1:, 0] = nll.min() / 2, 1.0  # the first arm's best, and the others' worst
+        least = nll.min()
+        nll[0, 0], nll[1:, 0] = least / 2, 1.0  # the first arm's best, and the others' worst
+        if arms == 2:
+            nll[:, 2] = 0.75 * least  # the best of the second, and of their mean
         cases.append(Case(f"{arms} arms, {checkpoints} checkpoints", (nll, success)))
     nll, success = draw.probabilities(2, 2, 7)
     nll[:, 3] = nll[:, 5] = nll.min() / 2

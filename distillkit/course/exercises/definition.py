@@ -63,7 +63,7 @@ class Exercise:
     given: the broken function of an exercise to mend; the notebook's stub is its source.
     library: functions and divergences of distillkit which would be the answer itself.
     choices: the words of which an answer to a question, or an order, is made.
-    tolerance: relative, of each number.
+    tolerance: relative, of each number. seconds: of all cases together.
     """
 
     number: str
