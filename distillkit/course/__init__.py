@@ -20,6 +20,16 @@ from distillkit.course.classifier_results import (
 )
 from distillkit.course.headlines import headline
 from distillkit.course.levels import Level, machine_check, run_level
+from distillkit.course.method_results import (
+    best_student_table,
+    best_student_verdict,
+    method_curves,
+    method_runs,
+    methods_table,
+    methods_verdicts,
+    speakers,
+    tuning_table,
+)
 from distillkit.course.quizzes import quiz
 from distillkit.course.results import (
     clinc_table,
@@ -35,6 +45,8 @@ from distillkit.course.results import (
 
 __all__ = [
     "Level",
+    "best_student_table",
+    "best_student_verdict",
     "check",
     "clinc_so_far",
     "clinc_table",
@@ -46,6 +58,10 @@ __all__ = [
     "intents_table",
     "machine_check",
     "marks",
+    "method_curves",
+    "method_runs",
+    "methods_table",
+    "methods_verdicts",
     "overview",
     "progress",
     "quiz",
@@ -54,7 +70,9 @@ __all__ = [
     "reset",
     "run_level",
     "solution",
+    "speakers",
     "stages_table",
     "students",
     "teacher_entropy",
+    "tuning_table",
 ]
