@@ -105,7 +105,11 @@ def tuning_table(folder: Path = RESULTS) -> str:
 
 
 def method_curves(
-    arms: Sequence[str], folder: Path = RESULTS, *, measure: str = "curve", by: str = "steps"
+    arms: Sequence[str] = tuple(METHODS),
+    folder: Path = RESULTS,
+    *,
+    measure: str = "curve",
+    by: str = "steps",
 ) -> dict[str, tuple[list[float], list[float]]]:
     """arm -> (x, mean over its seeds) of "curve" (validation NLL) or "served" (development visits).
 

@@ -1,0 +1,50 @@
+"""How far a student is from its teacher, turn by turn."""
+
+import pytest
+import tiny
+import torch
+
+from distillkit.drift import kl_by_turn
+from distillkit.errors import UserError
+from distillkit.losses import reverse_kl
+
+USER = tiny.TOKENIZER.convert_tokens_to_ids("<|user|>")
+
+
+def by_loops(student, teacher, rows, edges):
+    groups = [[] for _ in edges]
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]])
+        with torch.no_grad():
+            log_q, log_p = (m.eval()(ids).logits[0].log_softmax(-1) for m in (student, teacher))
+        turn = 0
+        for place, (token, label) in enumerate(zip(row["input_ids"], row["labels"], strict=True)):
+            turn += token == USER
+            if label == -100:
+                continue
+            p, q = log_p[place - 1], log_q[place - 1]
+            group = next((g for g, edge in enumerate(edges) if turn <= edge), len(edges) - 1)
+            groups[group].append(float((p.exp() * (p - q)).sum()))
+    return groups
+
+
+def test_it_is_the_mean_of_each_group_of_turns():
+    student, teacher, rows, edges = tiny.student(), tiny.teacher(), tiny.encoded(6), (1, 2, 4)
+    drift = kl_by_turn(student, teacher, rows, USER, edges=edges)
+    groups = [each for each in by_loops(student, teacher, rows, edges) if each]
+    assert drift.tokens == [len(each) for each in groups] and len(groups) > 1
+    assert drift.values == pytest.approx([sum(e) / len(e) for e in groups], rel=1e-4)
+    everything = [value for each in groups for value in each]
+    assert drift.mean == pytest.approx(sum(everything) / len(everything), rel=1e-4)
+    assert drift.turns[:2] == [1.0, 2.0]
+
+
+def test_a_student_that_is_the_teacher_does_not_drift():
+    teacher = tiny.teacher()
+    drift = kl_by_turn(teacher, teacher, tiny.encoded(3), USER, divergence=reverse_kl)
+    assert max(map(abs, drift.values)) < 1e-5
+
+
+def test_a_token_that_opens_no_turn_is_named():
+    with pytest.raises(UserError, match="found no token 99999 in 2 conversations"):
+        kl_by_turn(tiny.student(), tiny.teacher(), tiny.encoded(2), 99999)
