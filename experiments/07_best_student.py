@@ -65,6 +65,7 @@ ARMS = {
     "on_policy_jsd": Way(500, lmbda=1.0, spoken="jensen_shannon:0.5"),
     "mixed": Way(700, lmbda=0.5, spoken="reverse_kl"),
     "labels": Way(3000, alpha=0.0),
+    "forward_kl_longer": Way(2200),
 }
 
 

@@ -5,9 +5,9 @@ import torch
 
 def train(build, first_NB, noise_NGBV, labels_NBS, end, tau, rate):
     student, teacher = build()
-    optimizer = torch.optim.SGD(student.parameters(), lr=rate)
-    losses = []
-    for first, noise, labels in zip(first_NB, noise_NGBV, labels_NBS, strict=True):
+    losses, optimizer = [], torch.optim.SGD(student.parameters(), lr=rate)
+    steps = zip(first_NB, noise_NGBV, labels_NBS, strict=True)
+    for first, noise, labels in steps:
         ids, said = student.generate(first, noise, tau, end)
         log_q = (student(ids[:, :-1]) / tau).log_softmax(-1)
         log_p = (teacher(ids[:, :-1]) / tau).log_softmax(-1)
