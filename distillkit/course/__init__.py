@@ -13,6 +13,15 @@ Neither brings torch along: the exercises load when the first one is checked.
 
 from distillkit.course.checking import check, hint, progress, reset, solution
 from distillkit.course.headlines import headline
+from distillkit.course.inside_results import (
+    distilbert_runs,
+    distilbert_table,
+    inside_curves,
+    inside_gaps,
+    inside_runs,
+    inside_table,
+    inside_verdicts,
+)
 from distillkit.course.levels import Level, machine_check, run_level
 from distillkit.course.quizzes import quiz
 from distillkit.course.results import (
@@ -31,10 +40,17 @@ __all__ = [
     "Level",
     "check",
     "clinc_table",
+    "distilbert_runs",
+    "distilbert_table",
     "fair_fight",
     "fair_table",
     "headline",
     "hint",
+    "inside_curves",
+    "inside_gaps",
+    "inside_runs",
+    "inside_table",
+    "inside_verdicts",
     "intents_table",
     "machine_check",
     "marks",
