@@ -8,7 +8,7 @@ DistilBERT's triple loss, weighed as in the script that its authors published: 5
 (T = 2), 2 of masked language modelling, 1 of the cosine between the last hidden states. Arms leave
 out one of the three terms, begin from random weights, or do without this second pre-training
 ("copied", and "new" with random weights). In the end everything, the teacher too, is fine-tuned on
-the same few labelled utterances and judged by 1,000 utterances of other visitors in towns whose
+the same 1,000 labelled utterances and judged by 1,000 utterances of other visitors in towns whose
 names nobody has read. Of each model: parameters, CPU milliseconds a text (batch 1, one thread, the
 median over texts), held-out NLL of gaps, and accuracy over the seeds. One pre-trained teacher
 serves all seeds; a seed draws a student's random weights, the gaps, the order of the texts, and the
@@ -58,8 +58,8 @@ from distillkit.training import DistillationTrainer
 SIZE, STUDENT_LAYERS = ModelSize(width=96, layers=6, heads=4, feed_forward=384), 3
 VOCABULARY, VISITS, HELD_OUT = 1200, 1500, 60
 TEACHER_RUN = {"steps": 3000, "rate": 4e-3, "batch": 32}
-STUDENT_RUN = {"steps": 500, "rate": 2e-3, "batch": 32, "temperature": 2.0}
-FINE_RUN = {"steps": 200, "rate": 2e-3, "batch": 32, "texts": 300}
+STUDENT_RUN = {"steps": 500, "rate": 3e-3, "batch": 32, "temperature": 2.0}
+FINE_RUN = {"steps": 300, "rate": 3e-3, "batch": 32, "texts": 1000}
 TEACHER_SEED = 1000  # a seed that no student has
 TEXTS, JUDGED, TIMED = 6000, 1000, 200
 # The weights of soft targets, masked language modelling and cosine; None: nothing to learn.

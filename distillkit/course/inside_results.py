@@ -165,7 +165,7 @@ def verdict(gaps: Sequence[float]) -> str:
 
 
 def distilbert_runs(folder: Path = RESULTS) -> dict[str, list[Run]]:
-    """arm -> the finished runs of `06_distilbert.json`, "teacher" first; {} where there are none."""
+    """arm -> the finished runs of `06_distilbert.json`, "teacher" first; {} where there is none."""
     runs: dict[str, list[Run]] = {}
     for content in _recorded("06_distilbert.json", folder):
         for run in content["runs"]:
