@@ -81,6 +81,7 @@ ROLES = {
     "cosine": Role("logits and their direction", "#8A2BE2", "3"),
     "attention": Role("logits and attention", "#99DDFF", "4"),
     "relations": Role("logits and relations", "#BB0000", "|"),
+    "piece": Role("logits, from the teacher's layers", "#00CED1", "_"),
     "wrong_too": Role("another wrong form", "#DDCC77", "1"),
 }
 
