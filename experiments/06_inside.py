@@ -4,8 +4,9 @@
 
 The student has the size of chapter 04's, with three heads as wide as the teacher's. It begins from
 random weights, or from the teacher's first and last layer with the width cut (``narrowing.py``;
-without its first layer this teacher is no better than random weights), and learns from labels, from labels and logits, or from these and one thing from inside: hidden states
-(TinyBERT), the direction of the last ones (DistilBERT), attention scores (TinyBERT) or relations
+without its first layer this teacher is no better than random weights). It learns from labels, from
+labels and logits, or from these and one thing from inside: hidden states (TinyBERT), the direction
+of the last ones (DistilBERT), attention scores (TinyBERT) or relations
 (MiniLMv2). The first beginning is tried with every arm, the second with three. Every run has a
 constant learning rate and is looked at every ``EVERY`` steps (NLL of copied values and of own
 words, seconds of training on one thread), so that equal steps and equal time are read from the same
