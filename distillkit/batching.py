@@ -92,11 +92,17 @@ def shuffled(dataset: Any, bucket: int | None, *, seed: int) -> ShuffleSampler:
 
 
 class EpochTeller(TrainerCallback):
-    """Tells a sampler which epoch begins; not every version of accelerate does after a resume."""
+    """Tells a sampler which epoch begins; not every version of accelerate does after a resume.
 
-    def __init__(self) -> None:
+    And a collator that draws: it may make batches ahead, so it cannot know the step.
+    """
+
+    def __init__(self, collator: Any = None) -> None:
         self.sampler: ShuffleSampler | None = None
+        self.collator = collator if hasattr(collator, "stream") else None
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.sampler is not None:
             self.sampler.epoch = int(state.epoch)
+        if self.collator is not None:
+            self.collator.stream = f"{args.seed}/{int(state.epoch)}"

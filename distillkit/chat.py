@@ -278,6 +278,7 @@ class Collator:
     """Pad features into a batch: input_ids, attention_mask, position_ids and labels, all (B, S).
 
     Positions are counted over the tokens that are there, so padding on the left moves no logits.
+    UserError for a row without ids, or with another number of labels than ids.
     """
 
     tokenizer: Tokenizer
@@ -289,6 +290,8 @@ class Collator:
             raise UserError(f"padding_side is {self.padding_side!r}, expected 'left' or 'right'")
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        for feature in features:
+            _check_row(feature)
         width = max(len(feature["input_ids"]) for feature in features)
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
@@ -316,3 +319,16 @@ class Collator:
             ids = list(sequence)
             padded.append(filling + ids if self.padding_side == "left" else ids + filling)
         return torch.tensor(padded, dtype=torch.long)
+
+
+def _check_row(row: Mapping[str, Any]) -> None:
+    if "input_ids" not in row or len(row["input_ids"]) == 0:  # they may be tensors
+        raise UserError(
+            f"a row has no input_ids (found {', '.join(row) or 'nothing'}): encode conversations "
+            "with encode_rows, or give the trainer rows of messages and processing_class=tokenizer"
+        )
+    if len(row.get("labels", row["input_ids"])) != len(row["input_ids"]):
+        raise UserError(
+            f"a row has {len(row['input_ids'])} input_ids and {len(row['labels'])} labels: "
+            f"expected one label for each token, {IGNORE_INDEX} where there is nothing to learn"
+        )

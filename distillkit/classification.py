@@ -13,7 +13,7 @@ from distillkit.dialogues.intents import OUT_OF_SCOPE
 from distillkit.encoders import collator_for
 from distillkit.errors import UserError
 from distillkit.evaluation import Calibration, calibration_of
-from distillkit.logits import labelled_positions, logits_at
+from distillkit.logits import CLASSIFIER, alignment_of, labelled_positions, logits_at
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,12 @@ def classify(
     """Run a classifier over rows of `input_ids` and `labels` (see `encoders.encode_intents`).
 
     Texts of like length share a batch; the answers are in the order of the rows.
-    Raises UserError where there is no row.
+    Raises UserError where there is no row, or the model is no classifier.
     """
     if not encoded:
         raise UserError("there is no text to classify: pass at least one row")
+    if (kind := alignment_of(model)) is not CLASSIFIER:
+        raise UserError(f"{type(model).__name__} is {kind.name}: expected a classifier")
     collate = collator_for(model, tokenizer)
     order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]["input_ids"]))
     found = []
@@ -92,5 +94,13 @@ def classify(
             found.append(logits_at(model, batch, places).float().log_softmax(-1).cpu())
     log_probs = torch.cat(found)[torch.tensor(order).argsort()].clone()
     labels = torch.tensor([row["labels"] for row in encoded])
-    names: Any = model.config.id2label
-    return Answers(log_probs, labels, tuple(names.values()))
+    return Answers(log_probs, labels, class_names(model))
+
+
+def class_names(model: Any) -> tuple[str, ...]:
+    """The names of a classifier's logits, in their order.
+
+    `id2label` need not be: many configurations on the hub name class 10 right after class 1.
+    """
+    names = model.config.id2label
+    return tuple(names[number] for number in sorted(names))

@@ -39,6 +39,7 @@ def decode(
     batch_size: int = 250,
     sampling: Sampling | None = None,
     keys: Iterable[Hashable] | None = None,
+    vocabulary: int | None = None,
 ) -> None:
     """Serve conversations with greedy replies, or sampled ones, until each has returned.
 
@@ -46,8 +47,14 @@ def decode(
     extend what the model has read (the usual case) or rewrite it (some templates do, and a reply
     can be spelt with other tokens than its text would be): then the conversation starts over from
     its first token, together with the next batch. With `sampling`, a conversation's random numbers
-    are named by its entry in `keys`, by default its place in the order.
+    are named by its entry in `keys`, by default its place in the order. Of a head that is wider
+    than the tokenizer only the first `vocabulary` ids are said.
+
+    Raises UserError when `batch_size` or `max_reply_tokens` is below 1.
     """
+    for name, value in (("batch_size", batch_size), ("max_reply_tokens", max_reply_tokens)):
+        if value < 1:
+            raise UserError(f"{name} is {value}: give at least 1")
     ends = frozenset(end_ids)
     waiting = deque(
         _Row(conversation, ends, max_reply_tokens, sampling.stream(key) if sampling else None)
@@ -56,7 +63,7 @@ def decode(
     with evaluating(model), torch.inference_mode():
         while waiting:
             rows = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
-            _stream(model, [row for row in rows if not row.done], sampling)
+            _stream(model, [row for row in rows if not row.done], sampling, vocabulary)
             waiting.extend(row for row in rows if not row.done)
 
 
@@ -69,14 +76,17 @@ def generate_replies(
     batch_size: int = 64,
     sampling: Sampling | None = None,
     keys: Sequence[Hashable] | None = None,
+    vocabulary: int | None = None,
 ) -> list[list[int]]:
     """Reply to each prompt (token ids, see `chat.encode_prompt`), as token ids.
 
     Greedy, or with `sampling` drawn by the random numbers that `keys` name (by default the prompt's
-    place in `prompts`).
-    The end-of-turn token is kept when the reply has one. Raises UserError when a prompt and its
-    reply do not fit into the model's positions.
+    place in `prompts`), of the first `vocabulary` ids or of all.
+    The end-of-turn token is kept when the reply has one. Raises UserError when a prompt is empty,
+    or with its reply does not fit into the model's positions.
     """
+    if not all(prompts):
+        raise UserError("a prompt is empty: a reply needs at least one token before it")
     limit = position_limit(model)
     longest = max(map(len, prompts), default=0)
     if limit is not None and longest + max_reply_tokens > limit:
@@ -98,6 +108,7 @@ def generate_replies(
         batch_size=batch_size,
         sampling=sampling,
         keys=by_length if keys is None else [keys[index] for index in by_length],
+        vocabulary=vocabulary,
     )
     return replies
 
@@ -159,7 +170,9 @@ class _Row:
             self.done = True
 
 
-def _stream(model: PreTrainedModel, rows: list[_Row], sampling: Sampling | None) -> None:
+def _stream(
+    model: PreTrainedModel, rows: list[_Row], sampling: Sampling | None, vocabulary: int | None
+) -> None:
     """Feed all rows from their first token on, until each is done or has to start over."""
     cache, fed = Cache(layer_class_to_replicate=_RoomyLayer), 0
     for row in rows:
@@ -175,7 +188,8 @@ def _stream(model: PreTrainedModel, rows: list[_Row], sampling: Sampling | None)
         fed = known
         asking = [index for index in alive if len(batch[index].known) == fed]
         chances = [batch[index].chance for index in asking]
-        for index, token in zip(asking, _chosen(logits[asking], chances, sampling), strict=True):
+        chosen = _chosen(logits[asking, :vocabulary], chances, sampling)
+        for index, token in zip(asking, chosen, strict=True):
             batch[index].hear(token, fed)
 
 

@@ -5,6 +5,7 @@ head of one logit a class. Both go through `DistillationTrainer` like the chat m
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -72,6 +73,8 @@ def encode_texts(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_length: int = 128
 ) -> list[dict[str, Any]]:
     """Rows of `input_ids`, with the tokenizer's own ends around each text."""
+    if not texts:
+        return []
     ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
     return [{"input_ids": each} for each in ids]
 
@@ -105,7 +108,13 @@ class MaskingCollator:
     Other tokens are hidden each time a text comes (Devlin et al. 2019, section 3.1: 80 % [MASK],
     10 % another token, 10 % left). Rows that bring `labels` are padded and left as they are: a
     held-out set must be the same at every evaluation (see `mask_once`).
+
+    `stream` names the random numbers of an epoch; the trainer sets it. A batch's gaps then depend
+    on it and on the batch's texts alone. Batches are made ahead of the step that they are for, so
+    without it a run that is resumed within an epoch would not draw what it would have drawn.
     """
+
+    stream: str | None = None
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, seed: int | None = None) -> None:
         self._mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15, seed=seed)
@@ -113,6 +122,10 @@ class MaskingCollator:
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         rows = [dict(feature) for feature in features]
+        if self.stream is not None:
+            name = f"{self.stream}/{[list(row['input_ids']) for row in rows]}"
+            number = int.from_bytes(sha256(name.encode()).digest()[:7], "big")
+            self._mask.generator = torch.Generator().manual_seed(number)
         return dict((self._pad if "labels" in rows[0] else self._mask)(rows))
 
 

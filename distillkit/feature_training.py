@@ -8,19 +8,21 @@ a checkpoint's training state, in a file of their own; the student's weights nev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from distillkit.errors import UserError
-from distillkit.features import Hidden, Inside, Match
+from distillkit.features import After, Hidden, Inside, Match
 from distillkit.inside import looking_inside
 from distillkit.logits import valid_tokens
 from distillkit.saving import WholeCheckpoints
@@ -37,6 +39,8 @@ class Features(nn.Module):
 
     An optimizer of your own must learn them too:
     `muon(torch.nn.ModuleList([student, features]), …)`.
+
+    Raises UserError where nothing is to be matched, or places and layers are confused.
     """
 
     def __init__(
@@ -48,8 +52,7 @@ class Features(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not matches:
-            raise UserError("features are empty: give at least one Hidden, Attention or Relations")
+        _check(matches)
         self.matches = tuple(matches)
         mine, its = (m.config.get_text_config().hidden_size for m in (student, teacher))
         self.projections = nn.ModuleDict()
@@ -96,6 +99,27 @@ def _dtype(student: PreTrainedModel) -> torch.dtype:
     return torch.float64 if student.dtype == torch.float64 else torch.float32
 
 
+def _check(matches: Sequence[Match]) -> None:
+    if not matches:
+        raise UserError("features are empty: give at least one Hidden, Attention or Relations")
+    for match in matches:
+        kind = After if isinstance(match, Hidden) else int
+        wanted = (
+            "places, such as (After(1), After(2))" if kind is After else "layers, such as (1, 2)"
+        )
+        if not match.pairs or not all(
+            isinstance(each, kind) for pair in match.pairs for each in pair
+        ):
+            raise UserError(
+                f"the pairs of {type(match).__name__} are {list(match.pairs)}: expected pairs of "
+                f"{wanted}, at least one"
+            )
+        if not math.isfinite(match.weight):
+            raise UserError(
+                f"the weight of {type(match).__name__} is {match.weight}: give a number"
+            )
+
+
 class FeatureTrainer(WholeCheckpoints):
     """The part of `DistillationTrainer` that matches features; without any it does nothing."""
 
@@ -109,6 +133,12 @@ class FeatureTrainer(WholeCheckpoints):
             return
         if self.teacher is None:
             raise UserError("features need a teacher to read them from: pass one")
+        for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+            if (getattr(self.args, name, None) or {}).get("use_reentrant"):
+                raise UserError(
+                    f"{name} has use_reentrant: the inside of the network would get no gradient, "
+                    'so give {"use_reentrant": False}'
+                )
         features.to(self.accelerator.device)
         if self.optimizer is not None and not _learned(features) <= _learned(self.optimizer):
             raise UserError(
@@ -180,15 +210,34 @@ class FeatureTrainer(WholeCheckpoints):
             save_model(self.features, str(Path(output_dir) / _FILE))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self._check_projections(Path(checkpoint) / _FILE)
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.features is None or checkpoint is None or not self.features.projections:
-            return
-        file = Path(checkpoint) / _FILE
-        if not file.exists():
+        if checkpoint is not None and self.features is not None and self.features.projections:
+            load_model(self.features, str(Path(checkpoint) / _FILE))
+
+    def _check_projections(self, file: Path) -> None:
+        """Refuse a checkpoint that was made with other projections, before torch trips over it."""
+        mine = self.features.state_dict() if self.features is not None else {}
+        wanted = {name: list(weight.shape) for name, weight in mine.items()}
+        found = {}
+        if file.exists():
+            with safe_open(file, "pt") as weights:
+                names = list(weights.keys())  # it is no dict
+                found = {name: weights.get_slice(name).get_shape() for name in names}
+        if found != wanted:
             raise UserError(
-                f"{checkpoint} has no {_FILE}: it was made without these features, so start anew"
+                f"{file.parent} was made with other features (its projections are {found or 'none'}"
+                f", those of this run {wanted or 'none'}): give the same ones, or start anew"
             )
-        load_model(self.features, str(file))
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """The projections are clipped together with the student: one gradient, one norm."""
+        learned = list(self.features.parameters()) if self.features is not None else []
+        if not learned:
+            return super()._clip_grad_norm(model)
+        together = [*model.parameters(), *learned]
+        return self.accelerator.clip_grad_norm_(together, self.args.max_grad_norm)
 
     def _note(self, name: str, value: Tensor) -> Tensor:
         raise NotImplementedError

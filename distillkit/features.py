@@ -47,7 +47,7 @@ def hidden_cosine(student: Tensor, teacher: Tensor) -> Tensor:
 
     1 − cos(h, t): 0 where they are parallel, 2 where they are opposite, at any lengths.
 
-    Source: Sanh et al. 2019, DistilBERT (arXiv 1910.01108), section 3, of the last hidden states.
+    Source: Sanh et al. 2019, DistilBERT (arXiv 1910.01108), section 2, of the last hidden states.
 
     >>> hidden_cosine(torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[0.0, 5.0]]])).item()
     1.0
@@ -101,7 +101,7 @@ def relation_kl(student: Tensor, teacher: Tensor, visible: Tensor, heads: int) -
 
 def _log_relations(states: Tensor, visible: Tensor, heads: int) -> Tensor:
     width = states.shape[-1]
-    if width % heads:
+    if heads < 1 or width % heads:
         raise UserError(f"{heads} relation heads do not divide a width of {width}: choose another")
     split = states.unflatten(-1, (heads, width // heads)).transpose(1, 2)  # (B, A, S, d)
     scores = split @ split.transpose(-1, -2) / (width // heads) ** 0.5
@@ -131,7 +131,8 @@ def _check_same(student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape:
         raise UserError(
             f"the student's features are {tuple(student.shape)}, the teacher's "
-            f"{tuple(teacher.shape)}: project the student's, or compare relations"
+            f"{tuple(teacher.shape)}: project the student's hidden states, choose as many "
+            "teacher_heads as the student has, or compare relations"
         )
 
 
@@ -206,7 +207,8 @@ def _check_depths(student_layers: int, teacher_layers: int) -> None:
 class Heads:
     """What enters the attention of one layer, positions already rotated in: (B, H, S, d) each.
 
-    With grouped queries there are fewer keys and values than queries.
+    With grouped queries there are fewer keys and values than queries. A sliding window is not
+    noted: in texts longer than it, pairs of tokens are matched that the model does not look at.
     """
 
     query: Tensor
@@ -216,10 +218,18 @@ class Heads:
     causal: bool
 
     def scores(self, heads: Sequence[int] | None = None) -> Tensor:
-        """q·k·scaling, (B, H, S, S), of some of the heads or of all, before mask and softmax."""
-        query = self.query
-        key = self.key.repeat_interleave(query.shape[1] // self.key.shape[1], dim=1)
+        """q·k·scaling, (B, H, S, S), of some of the heads or of all, before mask and softmax.
+
+        In float32 at least. Raises UserError for heads that are not there.
+        """
+        query, key = _exact(self.query), _exact(self.key)  # a product in float16 overflows
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         if heads is not None:
+            if not all(0 <= head < query.shape[1] for head in heads):
+                raise UserError(
+                    f"teacher_heads are {list(heads)}: expected numbers from 0 to "
+                    f"{query.shape[1] - 1}"
+                )
             query, key = query[:, list(heads)], key[:, list(heads)]
         return query @ key.transpose(-1, -2) * self.scaling
 
@@ -306,6 +316,10 @@ class Relations:
     heads: int = 12
     of: Sequence[str] = ("query", "key", "value")
     name = "relation_kl_loss"
+
+    def __post_init__(self) -> None:
+        if not self.of or set(self.of) - {"query", "key", "value"}:
+            raise UserError(f'of is {self.of!r}: give some of "query", "key" and "value"')
 
     def per_token(self, student: Inside, teacher: Inside, project: Any, visible: Visible) -> Tensor:
         """The sum over the pairs and the kinds of relations, (B, S)."""

@@ -42,7 +42,13 @@ def aligned_labels(model: Any, batch: Mapping[str, Any]) -> Tensor:
     """The labels of a batch where this model's logits for them are, −100 elsewhere.
 
     (B, S − 1) for a causal model, (B, S) for a masked language model, (B,) for a classifier.
+    Raises UserError where a batch has no labels, or a classifier's are not one class a text.
     """
+    if batch.get("labels") is None:
+        raise UserError(
+            f"the batch has no labels (found {', '.join(batch)}): give every row labels, as "
+            "chat.encode_rows and encoders.encode_intents do"
+        )
     return alignment_of(model).labels(batch)
 
 
@@ -119,6 +125,11 @@ def check_causal(model: Any) -> None:
             f"{type(model).__name__} is {kind.name}: conversations need a model that reads from "
             "left to right; if its weights are of that kind, set is_decoder to true in its "
             "config.json"
+        )
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{type(model).__name__} reads with one network and writes with another: conversations "
+            "need a model that does both from left to right, such as Llama, Qwen or GPT-2"
         )
     if getattr(model.config, "is_decoder", True) is not False:
         return
@@ -222,6 +233,16 @@ def _own_labels(batch: Mapping[str, Any]) -> Tensor:
     return batch["labels"]
 
 
+def _classes(batch: Mapping[str, Any]) -> Tensor:
+    labels = batch["labels"]
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise UserError(
+            f"the labels of a classifier are {tuple(labels.shape)} {labels.dtype}: expected the "
+            "number of one class a text; regression and several classes at once are not distilled"
+        )
+    return labels
+
+
 CAUSAL = Alignment("a causal language model", shifted_labels, _causal_inputs)
 MASKED = Alignment("a masked language model", _own_labels, _encoder_inputs)
-CLASSIFIER = Alignment("a classifier", _own_labels, _encoder_inputs)
+CLASSIFIER = Alignment("a classifier", _classes, _encoder_inputs)

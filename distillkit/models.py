@@ -137,6 +137,8 @@ def student_from_layers(
 ) -> PreTrainedModel:
     """A student that begins as a copy of some of the teacher's layers (DistilBERT's start).
 
+    All its weights learn, also where the teacher is frozen.
+
     Args:
         teacher: any model of transformers with a list of layers; it is left as it was.
         layers: which of its layers to keep, counted from 0, in ascending order.
@@ -165,11 +167,21 @@ def student_from_layers(
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index  # type: ignore[assignment]
     student.config.num_hidden_layers = len(kept)
-    if getattr(student.config, "layer_types", None):
-        student.config.layer_types = [teacher.config.layer_types[index] for index in kept]
+    for setting, value in _settings_of_each_layer(teacher.config, len(stack)).items():
+        setattr(student.config, setting, [value[index] for index in kept])
+    student.requires_grad_(True)  # the teacher may have been frozen before
     if width is None and heads is None and feed_forward is None:
         return student
     return narrowed(student, width=width, heads=heads, feed_forward=feed_forward)[0]
+
+
+def _settings_of_each_layer(config: Any, depth: int) -> dict[str, list]:
+    """What a configuration says layer by layer: layer_types, SmolLM3's no_rope_layers, …"""
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if "layer" in name and isinstance(value, list) and len(value) == depth
+    }
 
 
 def layer_stack(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:

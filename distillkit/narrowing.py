@@ -59,6 +59,9 @@ def narrowed(
     group, or when the model has weights of another kind than Llama, Mistral and Qwen have.
     """
     config = copy.deepcopy(model.config)
+    weights = {name: value.detach() for name, value in model.state_dict().items()}
+    for name in weights:
+        _sides(name)  # refuses another kind of model before its configuration is read
     group = config.num_attention_heads // config.num_key_value_heads
     head_width = getattr(config, "head_dim", None) or (
         config.hidden_size // config.num_attention_heads
@@ -68,7 +71,6 @@ def narrowed(
     new_neurons = _checked("feed_forward", feed_forward, config.intermediate_size)
     if new_heads % group:
         raise UserError(f"heads is {new_heads}: {group} queries share a key, give a multiple")
-    weights = {name: value.detach() for name, value in model.state_dict().items()}
     strengths = _strengths(weights)
     groups = [
         _strongest(
@@ -90,7 +92,8 @@ def narrowed(
     config.num_attention_heads, config.num_key_value_heads = new_heads, new_heads // group
     config.head_dim = head_width
     with torch.random.fork_rng(devices=[]):
-        student: Any = type(model)(config).to(dtype=model.dtype)  # type: ignore[call-arg]
+        built: Any = type(model)(config)
+    student: Any = torch.nn.Module.to(built, model.device, model.dtype)
     indices: dict[Any, list[int]] = {
         ("width", None): kept.width,
         **{("neuron", n): layer for n, layer in enumerate(kept.neurons)},
@@ -145,5 +148,5 @@ def _spread(heads: list[int], width: int) -> list[int]:
 def _cut(name: str, value: Tensor, indices: dict[Any, list[int]]) -> Tensor:
     for dimension, side in enumerate(_sides(name)):
         if side is not None:
-            value = value.index_select(dimension, torch.tensor(indices[side]))
+            value = value.index_select(dimension, torch.tensor(indices[side], device=value.device))
     return value.clone()

@@ -36,6 +36,7 @@ from distillkit.decoding import (
     position_limit,
 )
 from distillkit.dialogues import Visit
+from distillkit.errors import UserError
 from distillkit.evaluation import prompt_reader
 from distillkit.sampling import Sampling
 
@@ -79,6 +80,7 @@ class OneTurn:
                 max_reply_tokens=self.max_reply_tokens,
                 sampling=self.sampling,
                 keys=[f"{step}/{_name(prompt)}" for prompt in asked],
+                vocabulary=len(self.tokenizer),
             )
         )
         return [_row(prompt, next(replies)) if prompt else _row([0, 0], []) for prompt in prompts]
@@ -90,7 +92,7 @@ class WholeVisits:
 
     They are drawn from `visitors`, names for `Visit(name, split)`, by the seed, the step and the
     batch's conversations. A visit ends where it fails; what the student has said until then is what
-    it learns from.
+    it learns from. UserError where there are no visitors.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -100,6 +102,8 @@ class WholeVisits:
     split: str = "train"
 
     def __call__(self, student: PreTrainedModel, batch: Mapping[str, Any], step: int) -> list[Row]:
+        if not self.visitors:
+            raise UserError("there are no visitors to serve: give at least one name")
         keys = [
             f"{step}/{_name(ids)}"
             for ids, labels in _conversations(batch)
@@ -125,6 +129,7 @@ class WholeVisits:
             max_reply_tokens=self.max_reply_tokens,
             sampling=self.sampling,
             keys=keys,
+            vocabulary=len(self.tokenizer),
         )
         return [row for rows in heard for row in rows]
 

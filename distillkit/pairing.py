@@ -61,6 +61,13 @@ def _shared_ids(
 ) -> int:
     """How many ids mean the same to both models."""
     widths = [model.config.get_text_config().vocab_size for model in (teacher, student)]
+    highest = max(student_tokenizer.get_vocab().values(), default=-1) if student_tokenizer else -1
+    if highest >= widths[0]:
+        raise UserError(
+            f"the student's tokenizer has ids up to {highest}, the teacher reads ids below "
+            f"{widths[0]}: leave out the added tokens, or give the teacher rows for them with "
+            "teacher.resize_token_embeddings"
+        )
     if student_tokenizer is not None and teacher_tokenizer is not None:
         return min(check_same_tokenizer(teacher_tokenizer, student_tokenizer), *widths)
     if widths[0] != widths[1]:

@@ -38,6 +38,7 @@ __all__ = [
     "ROLES",
     "STYLE",
     "Role",
+    "dot_rows",
     "interval_plot",
     "learning_curves",
     "lines",
@@ -193,6 +194,38 @@ def interval_plot(
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+@_drawn
+def dot_rows(
+    rows: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    xlabel: str,
+    role: str = "distilled",
+    levels: Mapping[str, float] | None = None,
+) -> Figure:
+    """A share measured under each of several names, one row each: a mark a seed, a bar the mean.
+
+    rows: name -> its values of 0 to 1, in the order from top to bottom. levels: role -> a vertical
+    line to compare with.
+    """
+    figure, axes = _new(title, xlabel, "")
+    figure.set_size_inches(7.2, 1.5 + 0.32 * len(rows))
+    look = _role(role)
+    for place, values in enumerate(rows.values()):
+        axes.barh(place, np.mean(values), color=look.colour, alpha=0.25, height=0.6)
+        axes.plot(values, [place] * len(values), look.marker, color=look.colour, alpha=0.8)
+    for each, value in (levels or {}).items():
+        other = _role(each)
+        axes.axvline(value, color=other.colour, ls="--", lw=1.4, label=other.name)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(axis="y", visible=False)
+    if levels:
+        figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 

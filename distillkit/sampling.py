@@ -46,11 +46,20 @@ class Sampling:
     def draw(self, logits_NV: Tensor, streams: Sequence[Random]) -> list[int]:
         """One token for each of the N rows, each with the next number of its own stream.
 
+        Raises UserError where the logits are no numbers to draw from: NaN, +inf, or nothing but
+        −inf.
+
         >>> rows = torch.tensor([[0.0, 2.0, 1.0]])
         >>> Sampling(top_p=0.5).draw(rows, [Random(0)])  # the likeliest token alone has more
         [1]
         """
         softened = (logits_NV.float() / self.temperature).softmax(-1)
+        if softened.isnan().any():
+            raise UserError(
+                "the model's logits are NaN or infinite, so no token can be drawn: its training "
+                "diverged (go on from an earlier checkpoint with a lower learning rate), or the "
+                f"sampling temperature of {self.temperature} is too low"
+            )
         probs, ids = softened.sort(dim=-1, descending=True, stable=True)
         before = probs.double().cumsum(-1) - probs
         probs = probs.masked_fill(before >= self.top_p, 0.0)

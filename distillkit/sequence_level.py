@@ -15,6 +15,7 @@ Source: Kim and Rush 2016, "Sequence-Level Knowledge Distillation".
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -28,7 +29,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distillkit.chat import encode_prompt, read_reply
-from distillkit.decoding import end_of_turn_ids, generate_replies
+from distillkit.decoding import end_of_turn_ids, generate_replies, position_limit
 from distillkit.dialogues import Visit
 from distillkit.dialogues.rows import check_row
 from distillkit.errors import UserError
@@ -65,7 +66,8 @@ def write_replies(
     history are not the teacher's: they have `"weight": 0`, so that `encode_rows` gives them no
     labels. Without `sampling` the replies are greedy.
 
-    Raises UserError when `file` holds text of another teacher, of other prompts or settings.
+    Raises UserError when `file` holds text of another teacher, of other prompts or settings, or was
+    changed by another hand.
     """
     if samples < 1 or (samples > 1 and sampling is None):
         raise UserError(
@@ -81,17 +83,22 @@ def write_replies(
     tasks = [(number, sample) for number in range(len(prompts)) for sample in range(samples)]
     ends = end_of_turn_ids(teacher, tokenizer)
 
+    room = (position_limit(teacher) or math.inf) - max_reply_tokens
+
     def write(part: list[tuple[int, int]]) -> Iterator[Row | str]:
+        asked = {task: encode_prompt(tokenizer, prompts[task[0]]) for task in part}
+        fitting = [task for task in part if len(asked[task]) <= room]
+        yield from ["prompt too long for the teacher"] * (len(part) - len(fitting))
         replies = generate_replies(
             teacher,
             tokenizer,
-            [encode_prompt(tokenizer, prompts[number]) for number, _ in part],
+            [asked[task] for task in fitting],
             max_reply_tokens=max_reply_tokens,
             batch_size=batch_size,
             sampling=sampling,
-            keys=part,
+            keys=fitting,
         )
-        for (number, _), reply in zip(part, replies, strict=True):
+        for (number, _), reply in zip(fitting, replies, strict=True):
             if reply[-1] not in ends:
                 yield "came to no end"
             else:
@@ -144,12 +151,18 @@ def read_written(file: str | os.PathLike[str]) -> Written:
 
     `prompt` may be a text or a list of messages. A line whose `finish_reason` is "length" was cut
     off where it was written, and is left out like a double or a line that cannot be read.
+
+    Raises UserError when the file cannot be opened, or nothing is left of it.
     """
     rows: list[Row] = []
     left_out: Counter[str] = Counter()
     seen: set[str] = set()
-    with open(file, encoding="utf-8") as lines:
-        for found in map(_read_line, filter(str.strip, lines)):
+    try:
+        lines = open(file, "rb")  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise UserError(f"{file} cannot be opened: {error.strerror}") from error
+    with lines:
+        for found in map(_read_line, filter(bytes.strip, lines)):
             _note(found, rows, left_out, seen)
     if not rows:
         raise UserError(
@@ -159,11 +172,11 @@ def read_written(file: str | os.PathLike[str]) -> Written:
     return Written(rows, dict(left_out))
 
 
-def _read_line(line: str) -> Row | str:
+def _read_line(line: bytes) -> Row | str:
     try:
-        value = json.loads(line)
-    except ValueError:
-        return "not JSON"
+        value = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return "not JSON in UTF-8"
     if isinstance(value, dict) and value.get("finish_reason") == "length":
         return "came to no end"
     if isinstance(value, dict) and "messages" not in value and "prompt" in value:
@@ -180,7 +193,9 @@ def _read_line(line: str) -> Row | str:
 def _as_history(messages: Sequence[Any]) -> list[Any]:
     """Messages that are read and not learned."""
     return [
-        {**message, "weight": 0} if message.get("role") == "assistant" else message
+        {**message, "weight": 0}
+        if isinstance(message, Mapping) and message.get("role") == "assistant"
+        else message
         for message in messages
     ]
 
@@ -204,11 +219,14 @@ class _Book:
         self.file, self.manifest = file, file.with_name(file.name + ".manifest.json")
         self.depends_on = depends_on
         self.state: dict[str, Any] = {"done": 0, "bytes": 0, "left_out": {}, "seconds": 0.0}
+        self.content = sha256()  # of what the file holds
 
     def fill(
         self, tasks: list, batch_size: int, write: Callable[[list], Found], progress: bool
     ) -> Written:
         """Write what is missing, batch by batch; all rows, those that were there among them."""
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}: give at least 1")
         rows = self._open()
         seen, left_out = {_digest(row["messages"]) for row in rows}, Counter(self.state["left_out"])
         bar = tqdm(
@@ -220,12 +238,14 @@ class _Book:
                 for found in write(part):
                     _note(found, rows, left_out, seen)
                 for row in rows[new:]:
-                    lines.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+                    line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+                    self.content.update(line)
+                    lines.write(line)
                 lines.flush()
                 os.fsync(lines.fileno())
                 seconds = round(self.state["seconds"] + time.perf_counter() - began, 2)
                 self.state = {"done": done + len(part), "bytes": lines.tell(), "seconds": seconds}
-                self.state["left_out"] = dict(left_out)
+                self.state |= {"left_out": dict(left_out), "sha256": self.content.hexdigest()}
                 self._keep()
                 bar.update(len(part))
         return Written(rows, dict(left_out))
@@ -239,9 +259,9 @@ class _Book:
             self._keep()
             self.file.touch()
             return []
-        kept = json.loads(self.manifest.read_text(encoding="utf-8"))
+        kept = self._kept()
         for name, mine in self.depends_on.items():
-            if kept["depends_on"].get(name) != mine:
+            if kept["depends_on"].get(name) != mine and kept["state"]["done"]:
                 raise UserError(
                     f"{self.file} was written with {name} {kept['depends_on'].get(name)}, now it "
                     f"is {mine}: give another file, or remove this one and its manifest"
@@ -250,8 +270,26 @@ class _Book:
         self.file.touch()
         if self.file.stat().st_size < self.state["bytes"]:
             raise UserError(f"{self.file} is shorter than its manifest says: remove both")
-        os.truncate(self.file, self.state["bytes"])
-        return [json.loads(line) for line in self.file.read_text(encoding="utf-8").split("\n")[:-1]]
+        content = self.file.read_bytes()[: self.state["bytes"]]
+        self.content.update(content)
+        if self.state.get("sha256", self.content.hexdigest()) != self.content.hexdigest():
+            raise UserError(
+                f"{self.file} was changed since it was written: remove it and its manifest"
+            )
+        os.truncate(self.file, len(content))
+        return [json.loads(line) for line in content.decode().split("\n")[:-1]]
+
+    def _kept(self) -> dict[str, Any]:
+        """The manifest that is there."""
+        try:
+            kept = json.loads(self.manifest.read_text(encoding="utf-8"))
+            dict(kept["depends_on"]), kept["state"]["done"] + kept["state"]["bytes"] + 0
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.manifest} is damaged or not of this library: remove it and "
+                f"{self.file.name}, or give another file"
+            ) from error
+        return kept
 
     def _keep(self) -> None:
         aside = self.manifest.with_suffix(".part")

@@ -52,6 +52,7 @@ class Settings:
     alpha_end: float | None = _setting(None, "alpha in the last step, reached in a line")
     temperature_end: float | None = _setting(None, "temperature in the last step, likewise")
     lmbda: float = _setting(0.0, "share of the steps that learn from the student's own words")
+    off_policy_steps: int = _setting(0, "steps before the first of those")
     sampling_temperature: float = _setting(1.0, "of those words; apart from temperature")
     sampling_top_p: float = _setting(1.0, "of those words: the likeliest tokens of that mass")
     max_reply_tokens: int = _setting(64, "longest reply of the student on policy")
@@ -77,6 +78,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: give at least 1")
+        if self.off_policy_steps < 0:
+            raise UserError(f"off_policy_steps is {self.off_policy_steps}: give 0 or more")
         for name in ("alpha", "alpha_end", "lmbda", "label_smoothing", "warmup"):
             if not 0.0 <= (getattr(self, name) or 0.0) <= 1.0:
                 raise UserError(f"{name} is {getattr(self, name)}: give a number from 0 to 1")
@@ -125,6 +128,7 @@ def training_arguments(folder: Path, settings: Settings, *, first: bool) -> Dist
         alpha_end=settings.alpha_end,
         temperature_end=settings.temperature_end,
         lmbda=settings.lmbda,
+        off_policy_steps=settings.off_policy_steps,
         sampling_temperature=settings.sampling_temperature,
         sampling_top_p=settings.sampling_top_p,
         max_reply_tokens=settings.max_reply_tokens,

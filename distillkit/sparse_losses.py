@@ -12,6 +12,7 @@ the tokens that were not kept would have to be known.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
@@ -91,7 +92,8 @@ class SampledTokens:
         _check_temperature(temperature)
         log_p = _log_softmax(teacher_logits.detach(), temperature)
         rows = log_p.exp().reshape(-1, log_p.shape[-1])
-        drawn = torch.multinomial(rows, _whole(draws), replacement=True, generator=generator)
+        draws = _whole(draws)
+        drawn = torch.multinomial(rows, draws, replacement=True, generator=generator)
         token_ids = drawn.reshape(*log_p.shape[:-1], draws)
         weights = torch.full(token_ids.shape, 1 / draws, dtype=log_p.dtype, device=log_p.device)
         return cls(token_ids, log_p.gather(-1, token_ids), weights, temperature)
@@ -248,7 +250,7 @@ def _buckets(log_x: Tensor, token_ids: Tensor) -> Tensor:
 
 
 def _whole(count: Any) -> int:
-    if not (count >= 1 and count == int(count)):
+    if not (count >= 1 and math.isfinite(count) and count == int(count)):
         raise UserError(f"{count} tokens of the teacher: give a whole number of at least 1")
     return int(count)
 
@@ -269,6 +271,14 @@ def _check_sparse(
             f"{tuple(teacher.log_probs.shape)}, the student's logits {tuple(student_logits.shape)}"
             ": ids and log-probabilities must be equal, and like the logits in all but the last"
         )
+    weights = getattr(teacher, "weights", None)
+    rest = getattr(teacher, "log_rest", None)
+    for name, part, wanted in (("weights", weights, ids.shape), ("log_rest", rest, ids.shape[:-1])):
+        if part is not None and part.shape != wanted:
+            raise UserError(
+                f"the teacher's {name} have shape {tuple(part.shape)}, expected {tuple(wanted)} "
+                f"beside token ids of {tuple(ids.shape)}"
+            )
     width = student_logits.shape[-1]
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < width:
         raise UserError(

@@ -65,7 +65,8 @@ class DistillationTrainer(FeatureTrainer):
     by default one turn of each conversation of the batch (`on_policy.OneTurn`).
 
     Raises `UserError` when teacher and student share weights, when their vocabularies cannot be
-    compared, or when one of them looks ahead.
+    compared, when one of them looks ahead, or when on-policy steps lack a teacher, a tokenizer or a
+    student that can speak.
     """
 
     args: DistillationArguments
@@ -109,7 +110,7 @@ class DistillationTrainer(FeatureTrainer):
         self.divergence = divergence
         self.teacher = teacher if args.needs_teacher or features is not None else None
         self.use_features(features)
-        self.rollout = rollout or _one_turn(args, self.teacher, processing_class)
+        self.rollout = _speaking(rollout, args, student, self.teacher, processing_class)
         self.shared_ids: int | None = None
         if self.teacher is not None:
             self.shared_ids = shared_logits(
@@ -119,7 +120,7 @@ class DistillationTrainer(FeatureTrainer):
         # Our loss is divided by the tokens of the whole step: the base class must not divide again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
-        self._epochs = EpochTeller()
+        self._epochs = EpochTeller(data_collator)
         self.add_callback(self._epochs)
         self._parts: dict[str, Tensor] = {}
         self._steps: Counter[str] = Counter()  # that each part is summed over
@@ -273,6 +274,8 @@ class DistillationTrainer(FeatureTrainer):
     def evaluation_loop(self, *args: Any, **named: Any) -> EvalLoopOutput:
         """As in the base class; the loss is Σ −log q[label] / Σ labels, whatever the batch size."""
         output = super().evaluation_loop(*args, **named)
+        if output.predictions is None:  # there were no rows
+            return output
         nll, tokens = np.asarray(output.predictions), np.asarray(output.label_ids)
         if output.metrics is not None and tokens.sum() > 0:
             prefix = named.get("metric_key_prefix", "eval")
@@ -319,19 +322,24 @@ class DistillationTrainer(FeatureTrainer):
             self.on_policy = False
 
 
-def _one_turn(
-    args: DistillationArguments, teacher: Any, tokenizer: PreTrainedTokenizerBase | None
+def _speaking(
+    rollout: Rollout | None,
+    args: DistillationArguments,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> Rollout | None:
-    """The rollout of a trainer that is given none, where it needs one."""
+    """How the student comes to speak, in a run that has on-policy steps."""
     if args.lmbda == 0.0:
         return None
-    if teacher is None or tokenizer is None:
+    if teacher is None or (rollout is None and tokenizer is None):
         raise UserError(
             f"lmbda is {args.lmbda}: on-policy steps need a teacher, who scores the student's "
             "words, and processing_class=tokenizer, which knows the end of a turn"
         )
+    check_causal(student)
     sampling = Sampling(args.sampling_temperature, args.sampling_top_p, args.seed)
-    return OneTurn(tokenizer, sampling, args.max_reply_tokens)
+    return rollout or OneTurn(tokenizer, sampling, args.max_reply_tokens)  # type: ignore[arg-type]
 
 
 def _encoded(dataset: Any, tokenizer: Any, max_length: int | None) -> Any:

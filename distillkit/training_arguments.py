@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -51,8 +52,10 @@ class DistillationArguments(TrainingArguments):
                 raise UserError(f"{name} is {value}: it is a weight, so give a number from 0 to 1")
         for name in ("temperature", "temperature_end"):
             value = getattr(self, name)
-            if value is not None and not value > 0.0:
+            if value is not None and not (value > 0.0 and math.isfinite(value)):
                 raise UserError(f"{name} is {value}: give a number above 0")
+        if self.max_reply_tokens < 1:
+            raise UserError(f"max_reply_tokens is {self.max_reply_tokens}: give at least 1")
         Sampling(self.sampling_temperature, self.sampling_top_p)
 
     @property

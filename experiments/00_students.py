@@ -36,19 +36,16 @@ HOW = {"labels": "the labels alone", "distilled": "the soft labels of front-desk
 
 
 def tune(record: Record, arm: str, classroom: Classroom) -> dict:
-    """The trial with the best validation NLL."""
+    """The settings that this arm is given at every size."""
     steps = STEPS // 4
-    runs = [
-        record.once(
-            lambda trial=trial: classroom.train(arm, CONVERSATIONS, SEED, trial, steps=steps)[1],
-            arm=arm,
-            tried=trial,
-            steps=steps,
-            **classroom.key(arm),
-        )
-        for trial in TRIALS[arm]
-    ]
-    return min(runs, key=lambda run: run["best_validation"])["trial"]
+    return record.best_trial(
+        TRIALS[arm],
+        lambda trial: classroom.train(arm, CONVERSATIONS, SEED, trial, steps=steps)[1],
+        named="tried",
+        arm=arm,
+        steps=steps,
+        **classroom.key(arm),
+    )
 
 
 def graduate(arm: str, size: str, trial: dict, classroom: Classroom) -> dict:

@@ -41,19 +41,11 @@ TRIALS: dict[str, list[dict]] = {
 
 
 def tune(record: Record, arm: str, classroom: Classroom) -> dict:
-    """The trial with the best validation NLL."""
-    runs = [
-        record.once(
-            lambda trial=trial: classroom.train(arm, TUNING_SIZE, TUNING_SEED, trial)[1],
-            arm=arm,
-            size=TUNING_SIZE,
-            seed=TUNING_SEED,
-            trial=trial,
-            **classroom.key(arm),
-        )
-        for trial in TRIALS[arm]
-    ]
-    return min(runs, key=lambda run: run["best_validation"])["trial"]
+    """The settings that this arm is given at every size."""
+    key = {"arm": arm, "size": TUNING_SIZE, "seed": TUNING_SEED, **classroom.key(arm)}
+    return record.best_trial(
+        TRIALS[arm], lambda trial: classroom.train(arm, TUNING_SIZE, TUNING_SEED, trial)[1], **key
+    )
 
 
 def fight(arm: str, size: int, seed: int, trial: dict, classroom: Classroom) -> dict:

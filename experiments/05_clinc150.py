@@ -147,25 +147,31 @@ def main() -> None:
     classroom = Classroom(args.data, args.work)
     teacher, digest = classroom.teacher(record)
 
-    def run(arm: str, size: int, seed: int, trial: dict) -> dict:
+    def key(arm: str, size: int, seed: int) -> dict:
+        its = {"arm": arm, "size": size, "seed": seed}
+        return its | ({"teacher": digest} if "alpha" in TRIALS[arm][0] else {})
+
+    def make(arm: str, size: int, seed: int, trial: dict) -> dict:
         reads = len(classroom.encoded["train"]) if arm == "unlabelled" else size
         taught = teacher if "alpha" in trial else None
-
-        def make() -> dict:
-            model, its = classroom.train(STUDENT, reads, seed, trial, taught)
-            return its if seed == TUNING_SEED else its | classroom.measure(model)
-
-        key = {"teacher": digest} if taught is not None else {}
-        return record.once(make, arm=arm, size=size, seed=seed, trial=trial, **key)
+        model, its = classroom.train(STUDENT, reads, seed, trial, taught)
+        return its if seed == TUNING_SEED else its | classroom.measure(model)
 
     for size in args.sizes:
         for arm in args.arms:
             if arm == "unlabelled" and size != SIZES[0]:
                 continue  # it reads all texts anyway: once is enough
-            tried = [run(arm, size, TUNING_SEED, trial) for trial in TRIALS[arm]]
-            best = min(tried, key=lambda its: its["best_validation"])["trial"]
+            best = record.best_trial(
+                TRIALS[arm],
+                lambda trial, its=(arm, size): make(*its, TUNING_SEED, trial),
+                **key(arm, size, TUNING_SEED),
+            )
             for seed in args.seeds:
-                run(arm, size, seed, best)
+                record.once(
+                    lambda its=(arm, size, seed, best): make(*its),
+                    **key(arm, size, seed),
+                    trial=best,
+                )
 
 
 if __name__ == "__main__":

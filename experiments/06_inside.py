@@ -185,20 +185,13 @@ def fight(arm: str, begin: str, seed: int, trial: dict, classroom: Classroom) ->
 
 
 def tune(record: Record, arm: str, classroom: Classroom, key: dict) -> dict:
-    """The trial with the best validation NLL."""
-    begin, seed = "random", TUNING_SEED
-    runs = [
-        record.once(
-            lambda trial=trial: train(arm, begin, seed, trial, classroom, TUNING_STEPS)[1],
-            arm=arm,
-            begin=begin,
-            seed=seed,
-            trial=trial,
-            **key,
-        )
-        for trial in TRIALS[arm]
-    ]
-    return min(runs, key=lambda run: run["best_validation"])["trial"]
+    """The settings that this arm is given with every seed, and from both beginnings."""
+    its = {"arm": arm, "begin": "random", "seed": TUNING_SEED, **key}
+    return record.best_trial(
+        TRIALS[arm],
+        lambda trial: train(arm, "random", TUNING_SEED, trial, classroom, TUNING_STEPS)[1],
+        **its,
+    )
 
 
 def main() -> None:

@@ -299,17 +299,14 @@ def take_six_steps(arm: str) -> None:
 
 
 def tune(record: Record, arm: str, school: School) -> dict:
-    """The trial with the best validation NLL."""
-    runs = [
-        record.once(
-            lambda trial=trial: school.train(arm, TUNING_SEED, trial, TUNING_STEPS)[1],
-            arm=arm,
-            tried=trial,
-            steps=TUNING_STEPS,
-        )
-        for trial in METHODS[arm].trials
-    ]
-    return min(runs, key=lambda run: run["best_validation"])["trial"]
+    """The settings that this arm is given with every seed."""
+    return record.best_trial(
+        list(METHODS[arm].trials),
+        lambda trial: school.train(arm, TUNING_SEED, trial, TUNING_STEPS)[1],
+        named="tried",
+        arm=arm,
+        steps=TUNING_STEPS,
+    )
 
 
 def fight(arm: str, seed: int, trial: dict, school: School) -> dict:

@@ -45,6 +45,16 @@ class Record:
             print(" ".join(f"{name}={value}" for name, value in key.items()), flush=True)
         return found
 
+    def best_trial(
+        self, trials: list[dict], train: Callable[[dict], dict], *, named: str = "trial", **key: Any
+    ) -> dict:
+        """The trial whose run has the best validation NLL. Each run's key holds it as `named`."""
+        runs = [
+            (self.once(lambda trial=trial: train(trial), **key, **{named: trial}), trial)
+            for trial in trials
+        ]
+        return min(runs, key=lambda run: run[0]["best_validation"])[1]
+
     def write(self, **fields: Any) -> None:
         """Write the file aside and rename it."""
         self.content.update(fields)

@@ -9,6 +9,7 @@ from other_styles_00 import STYLES as STYLES_00
 from other_styles_03 import STYLES as STYLES_03
 from other_styles_05 import STYLES as STYLES_05
 from other_styles_06 import STYLES as STYLES_06
+from other_styles_07 import STYLES as STYLES_07
 
 # --- 2.2 ------------------------------------------------------------------------------------------
 
@@ -200,4 +201,5 @@ OTHER_STYLES = {
     **STYLES_03,
     **STYLES_05,
     **STYLES_06,
+    **STYLES_07,
 }

@@ -443,6 +443,19 @@ def test_a_batch_can_be_padded_on_the_left_and_to_a_multiple(tokenizer) -> None:
         Collator(tokenizer, padding_side="up")
 
 
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"text": "hello"}, r"no input_ids \(found text\)"),
+        ({"input_ids": [], "labels": []}, "no input_ids"),
+        ({"input_ids": [5, 6], "labels": [5]}, "2 input_ids and 1 labels"),
+    ],
+)
+def test_a_row_that_makes_no_batch_is_named(tokenizer, row, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Collator(tokenizer)([{"input_ids": [5], "labels": [5]}, row])
+
+
 def test_labels_may_be_missing_and_a_tokenizer_without_padding_will_do(tokenizer) -> None:
     bare = copy.deepcopy(tokenizer)
     bare.pad_token = None

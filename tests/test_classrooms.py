@@ -1,13 +1,17 @@
 """The encoders and texts of a run level: the front desk's, or in their place others, here local."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from distillkit.course import classrooms
-from distillkit.course.levels import Level
+from distillkit.course.levels import SWITCH, Level
+from distillkit.course.notebooks import ROOT
 from distillkit.dialogues.intents import front_desk_intents
 from distillkit.encoders import collator_for, train_text_tokenizer
 from distillkit.models import save_model
@@ -57,6 +61,7 @@ def test_below_level_gpu_it_is_the_front_desk(name, tmp_path):
     assert room.model("teacher").config.hidden_size == classrooms.TEACHER.width
     first, second = (room.model("student", seed).classifier.weight for seed in (0, 1))
     assert not torch.equal(first, second)
+    assert room.model("student").config.hidden_dropout_prob == 0.0
     assert one_step(room, tmp_path) > 0
 
 
@@ -69,3 +74,16 @@ def test_at_level_gpu_they_come_from_where_the_settings_say(local, tmp_path):
     assert student(**batch).logits.shape == (3, len(room.names))
     assert room.optimizers(student, "student", steps=1) == (None, None)
     assert one_step(room, tmp_path / "run") > 0
+
+
+@pytest.mark.slow  # executes the chapter once more
+def test_chapter_05_runs_at_level_gpu_with_local_models(local, tmp_path):
+    command = ["-m", "distillkit.cli", "run", "05", "--level", "gpu", "--pages", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=dict(os.environ) | {SWITCH: "gpu"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -8,6 +8,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     DistilBertConfig,
     RobertaConfig,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from distillkit.encoders import (
@@ -157,6 +159,38 @@ def test_masks_are_new_in_training_and_fixed_where_they_are_given():
         assert not {0, len(row["labels"]) - 1} & set(hidden)  # [CLS] and [SEP] are never hidden
 
 
+def test_a_masked_language_model_resumes_exactly_within_an_epoch(tmp_path):
+    settings = {"max_steps": 5, "save_steps": 2, "per_device_train_batch_size": 3}
+    rows = encode_texts(TOKENIZER, TEXTS[:9])  # three steps an epoch
+
+    def run(folder, seed, resume=None):
+        arguments = SETTINGS | settings | {"save_strategy": "steps", "logging_steps": 1}
+        models = build_masked_lm(SIZE, TOKENIZER, seed=seed), masked_lm(1)  # with dropout
+        trainer = DistillationTrainer(
+            *models,
+            args=DistillationArguments(output_dir=str(folder), **arguments),
+            train_dataset=rows,
+            processing_class=TOKENIZER,
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run(tmp_path / "a", 0)
+    resumed = run(tmp_path / "b", 5, resume=str(tmp_path / "a" / "checkpoint-2"))
+    for mine, its in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(mine, its)
+
+
+def test_the_gaps_of_an_epoch_are_its_own():
+    collator, rows = MaskingCollator(TOKENIZER), encode_texts(TOKENIZER, TEXTS[:8])
+    drawn = []
+    for stream in ("0/0", "0/1", "1/0", "0/0"):
+        collator.stream = stream
+        drawn.append(collator(rows)["input_ids"])
+    assert torch.equal(drawn[0], drawn[3])
+    assert not any(torch.equal(drawn[0], other) for other in drawn[1:3])
+
+
 def test_the_tokenizer_depends_on_the_texts_alone():
     assert train_text_tokenizer(TEXTS[::-1], 120).get_vocab() == TOKENIZER.get_vocab()
     with pytest.raises(UserError, match="no text"):
@@ -185,6 +219,30 @@ def test_models_that_do_different_things_are_refused(tmp_path):
 def test_an_intent_that_the_model_does_not_know_is_refused():
     with pytest.raises(UserError, match="'taxi' is none of the 3 intents"):
         encode_intents(TOKENIZER, [{"text": "a cab", "intent": "taxi"}], LABELS)
+
+
+@pytest.mark.parametrize("labels", [[1.0, 0.0, 1.0], 0.3], ids=["several classes", "regression"])
+def test_labels_that_are_not_one_class_a_text_are_refused(tmp_path, labels):
+    rows = [{"input_ids": [2, 3], "labels": labels}] * 4
+    with pytest.raises(UserError, match="one class a text"):
+        trainer_of(tmp_path, classifier(), classifier(1), rows, max_steps=1).train()
+
+
+def test_rows_without_labels_are_refused(tmp_path):
+    rows = [{"input_ids": [2, 3]}] * 4
+    with pytest.raises(UserError, match="the batch has no labels"):
+        trainer_of(tmp_path, classifier(), classifier(1), rows, max_steps=1).train()
+
+
+def test_a_model_of_two_networks_is_refused(tmp_path):
+    shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=len(TOKENIZER), **shape))
+    with pytest.raises(UserError, match="reads with one network and writes with another"):
+        trainer_of(tmp_path, model, None, [{"input_ids": [2, 3], "labels": [2, 3]}])
+
+
+def test_no_texts_are_no_rows():
+    assert encode_texts(TOKENIZER, []) == [] and encode_intents(TOKENIZER, [], LABELS) == []
 
 
 # --- On disk ------------------------------------------------------------------------------------

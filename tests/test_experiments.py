@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +14,14 @@ import torch
 
 from distillkit.chat import Collator
 from distillkit.models import ModelSize, count_parameters, load_model
+from distillkit.on_policy import WholeVisits
 from distillkit.provenance import provenance
 from distillkit.training import DistillationArguments, DistillationTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
 import arms
+import real
 import shipping
 from recording import Record
 from remembering import RememberingTeacher
@@ -215,30 +218,68 @@ def test_every_method_trains_and_is_measured(tmp_path, monkeypatch):
     assert len(school.teacher.seen) == 24  # what the student says is not remembered
 
 
-@pytest.mark.slow  # trains three models, if only for a step: 16 s
-def test_the_job_on_real_conversations_can_be_stopped_and_moved(tmp_path, monkeypatch):
-    job = importlib.import_module("04_real_dialogues")
+def test_the_shipped_student_is_taken_further_by_every_arm(tmp_path, monkeypatch):
+    best = importlib.import_module("07_best_student")
+    small = {name: replace(way, steps=2, batch_size=2) for name, way in best.ARMS.items()}
+    sizes = {"ARMS": small, "CHOOSE": 2, "VISITS": 2, "TEST": 2}
+    for name, value in sizes.items():
+        monkeypatch.setattr(best, name, value)
+    monkeypatch.setattr(best, "Record", partial(Record, folder=tmp_path))
+    monkeypatch.setattr(sys, "argv", ["x"])
+    spoke = []
+    converse = WholeVisits.serve
+    monkeypatch.setattr(
+        WholeVisits, "serve", lambda self, *given: (spoke.append(1), converse(self, *given))[1]
+    )
+    best.main()
+    runs = json.loads((tmp_path / "07_best_student.json").read_text())["runs"]
+    assert [run["arm"] for run in runs] == ["as shipped"] * 2 + list(best.ARMS)
+    assert all(len(run["successes"]) == 2 and 0 <= run["development"] <= 1 for run in runs)
+    assert len({run["nll"] for run in runs}) == len(runs)  # each has learned something else
+    assert 4 <= len(spoke) <= 6  # every step of two arms, and of the mixed one some
+    best.main()
+    assert json.loads((tmp_path / "07_best_student.json").read_text())["runs"] == runs
+
+
+@pytest.fixture
+def real_job(tmp_path, monkeypatch):
+    """A script of real conversations, on six made-up ones, for a step: name, more -> its runs."""
     rows = [row | {"source": "multiwoz2.1"} for row in tiny.dialogues(6)]
     for part in ("train", "validation", "test"):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"dialogues_en.{part}.jsonl").write_text(text)
     plan = {"steps": 1, "batch_size": 2, "learning_rate": 1e-3, "eval_every": 1}
-    monkeypatch.setattr(job, "TEACHER", plan)
-    monkeypatch.setattr(job, "STUDENT", plan)
-    monkeypatch.setattr(job, "VOCABULARY", 130)
-    monkeypatch.setattr(job, "Record", partial(Record, folder=tmp_path))
-    command = f"x --data {tmp_path} --work {tmp_path / 'work'} --seeds 0"
-    monkeypatch.setattr(sys, "argv", command.split())
-    job.main()
-    record = tmp_path / "04_real_dialogues.json"
-    first = json.loads(record.read_text())["runs"]
+    for name, value in {"TEACHER": plan, "STUDENT": plan, "VOCABULARY": 130}.items():
+        monkeypatch.setattr(real, name, value)
+    monkeypatch.setattr(real, "Record", partial(Record, folder=tmp_path))
+
+    def run(name: str, *more: str) -> list[dict]:
+        given = ["--data", str(tmp_path), "--work", str(tmp_path / "work"), *more]
+        monkeypatch.setattr(sys, "argv", ["x", *given])
+        real.record_arms(f"{name}.json", importlib.import_module(name).ARMS, None)
+        return json.loads((tmp_path / f"{name}.json").read_text())["runs"]
+
+    return run
+
+
+@pytest.mark.slow  # trains three models, if only for a step: 16 s
+def test_the_job_on_real_conversations_can_be_stopped_and_moved(tmp_path, real_job):
+    first = real_job("04_real_dialogues", "--seeds", "0")
     assert [run["arm"] for run in first] == ["teacher", "labels", "distilled"]
-    job.main()
-    assert json.loads(record.read_text())["runs"] == first
+    assert real_job("04_real_dialogues", "--seeds", "0") == first
     shutil.rmtree(tmp_path / "work" / "teacher")  # a fresh clone that has the record
-    monkeypatch.setattr(sys, "argv", f"{command} 1".split())
-    job.main()
-    assert [run["seed"] for run in json.loads(record.read_text())["runs"]] == [0, 0, 0, 1, 1]
+    runs = real_job("04_real_dialogues", "--seeds", "0", "1")
+    assert [run["seed"] for run in runs] == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.slow  # trains five models, if only for a step
+def test_the_methods_of_speech_on_real_conversations(tmp_path, real_job):
+    runs = real_job("07_real_dialogues", "--seeds", "0")
+    assert [run["arm"] for run in runs][1:] == ["reverse_kl", "on_policy", "written", "skew_kl"]
+    assert all("test" in run["scores"] for run in runs)
+    replies = (tmp_path / "work" / "written.jsonl").read_text().splitlines()
+    made = json.loads((tmp_path / "work" / "written.jsonl.manifest.json").read_text())["state"]
+    assert len(replies) + sum(made["left_out"].values()) == made["done"] > 6
 
 
 def test_the_teacher_writes_the_visits_of_the_same_visitors(classroom, monkeypatch):

@@ -117,7 +117,7 @@ def test_the_saved_student_holds_no_projection_and_is_the_same_again(tmp_path):
     trainer.model.eval()
     assert torch.equal(loaded(ids).logits, trainer.model(ids).logits)
     (last / "projections.safetensors").unlink()
-    with pytest.raises(UserError, match="without these features"):
+    with pytest.raises(UserError, match="made with other features"):
         resumable(tmp_path, max_steps=12).train(resume_from_checkpoint=str(last))
 
 
@@ -142,6 +142,68 @@ def test_without_a_teacher_they_are_refused(tmp_path):
     features = Features(tiny.student(), tiny.teacher(), MATCHES)
     with pytest.raises(UserError, match="need a teacher"):
         make_trainer(tmp_path, features=features)
+
+
+HIDDEN = Hidden([(After(1), After(2))])
+
+
+@pytest.mark.parametrize(
+    ("match", "sentence"),
+    [
+        (Hidden([(0, 0), (1, 2)]), r"pairs of Hidden are .*expected pairs of places"),
+        (Hidden([]), "at least one"),
+        (Attention([(After(1), After(2))]), r"pairs of Attention are .*expected pairs of layers"),
+        (Hidden([(After(1), After(2))], weight=float("nan")), "the weight of Hidden is nan"),
+    ],
+    ids=["numbers for places", "nothing", "places for layers", "no number"],
+)
+def test_pairs_that_say_nothing_are_refused(match, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Features(tiny.student(), tiny.teacher(), [match])
+
+
+def test_checkpointing_that_cuts_their_gradient_is_refused(tmp_path):
+    options = {"gradient_checkpointing": True, "matches": [HIDDEN]}
+    with pytest.raises(UserError, match="use_reentrant"):
+        trainer_with_features(
+            tmp_path, gradient_checkpointing_kwargs={"use_reentrant": True}, **options
+        )
+    plain, saving = (
+        trainer_with_features(tmp_path, max_steps=1, **PLAIN_DESCENT, **more)
+        for more in ({"matches": [HIDDEN]}, options)
+    )
+    plain.train(), saving.train()
+    for mine, its in zip(plain.model.parameters(), saving.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, its)
+
+
+def test_projections_are_clipped_with_the_student(tmp_path):
+    descent = PLAIN_DESCENT | {"max_grad_norm": 1e-3, "max_steps": 1}
+    trainer = trainer_with_features(tmp_path, matches=[HIDDEN], **descent)
+    both = torch.nn.ModuleList([trainer.model, trainer.features])
+    before = [weight.detach().clone() for weight in both.parameters()]
+    trainer.train()
+    steps = [new - old for new, old in zip(both.parameters(), before, strict=True)]
+    length = torch.stack([step.norm() for step in steps]).norm()
+    assert length.item() == pytest.approx(1e-3, rel=1e-3)
+    assert all(step.any() for step in steps)
+
+
+@pytest.mark.parametrize("before", [[HIDDEN], None], ids=["others", "none"])
+def test_a_checkpoint_of_other_features_is_refused(tmp_path, before):
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    if before is None:
+        make_trainer(tmp_path, teacher=tiny.teacher(), **options).train()
+    else:
+        trainer_with_features(tmp_path, matches=before, **options).train()
+    others = [Relations([(1, 2)], heads=2), HIDDEN]
+    resumed = trainer_with_features(tmp_path, matches=others, **options | {"max_steps": 2})
+    with pytest.raises(UserError, match="was made with other features"):
+        resumed.train(resume_from_checkpoint=True)
+    if before is not None:
+        plain = make_trainer(tmp_path, teacher=tiny.teacher(), **options | {"max_steps": 2})
+        with pytest.raises(UserError, match="those of this run none"):
+            plain.train(resume_from_checkpoint=True)
 
 
 # --- Encoders -----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from distillkit.features import (
     DISTILBERT_LAYERS,
     After,
     Attention,
+    Heads,
     Hidden,
     Inside,
     Relations,
@@ -302,8 +303,6 @@ def test_nothing_to_match_is_zero_when_both_are_the_same():
 
 
 def test_grouped_queries_use_the_key_of_their_group():
-    from distillkit.features import Heads
-
     query, key = states(1, 4, 3, 2, seed=0), states(1, 2, 3, 2, seed=1)
     heads = Heads(query, key, key, 0.5, causal=True)
     for head in range(4):
@@ -311,3 +310,23 @@ def test_grouped_queries_use_the_key_of_their_group():
         torch.testing.assert_close(heads.scores()[0, head], expected)
     torch.testing.assert_close(heads.scores([3, 0])[0, 0], heads.scores()[0, 3])
     assert isinstance(Inside().hidden, dict)
+
+
+def test_scores_of_half_precision_do_not_overflow():
+    states = torch.full((1, 1, 3, 64), 60.0, dtype=torch.float16)  # 64 · 60² is more than 65,504
+    scores = Heads(states, states, states, scaling=0.125, causal=True).scores()
+    assert scores.dtype == torch.float32 and (scores == 64 * 60**2 / 8).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Relations([(1, 1)], of=("keys",)), "of is"),
+        (lambda: relation_kl(*[torch.ones(1, 2, 4)] * 2, torch.ones(1, 2, 2) > 0, 0), "0 relation"),
+        (lambda: Heads(*[torch.ones(1, 2, 3, 4)] * 3, 1.0, True).scores([2]), "from 0 to 1"),
+    ],
+    ids=["states", "relation heads", "teacher heads"],
+)
+def test_heads_and_states_that_are_not_there_are_refused(make, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make()

@@ -4,7 +4,6 @@ A formula is known by its number, `\tag{2.4}`. Its evaluation here holds the for
 that neither changes without the other. The chapter's functions are taken out of the notebook.
 """
 
-import ast
 import math
 import re
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from nbformat import v4
 from torch.testing import assert_close
 
-from distillkit.course.notebooks import ROOT, read_notebook
+from distillkit.course.notebooks import ROOT, definitions, read_notebook
 from distillkit.losses import (
     JensenShannon,
     distillation_loss,
@@ -29,25 +28,14 @@ from distillkit.losses import (
 
 torch.set_num_threads(1)
 
-CHAPTER = read_notebook(ROOT / "chapters" / "02_the_loss.ipynb").cells
+PATH = ROOT / "chapters" / "02_the_loss.ipynb"
+CHAPTER = read_notebook(PATH).cells
 SHOWN = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 NUMBER = re.compile(r"\\tag\{(.+?)\}")
 EVALUATIONS = {}
 
 
-def definitions(cells):
-    """The imports and the functions of a notebook, without the rest of it."""
-    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef)
-    tree = ast.Module([], [])
-    for cell in cells:
-        if cell.cell_type == "code" and "setup" not in cell.metadata.get("tags", []):
-            tree.body += [node for node in ast.parse(cell.source).body if isinstance(node, kept)]
-    names = {}
-    exec(compile(tree, "chapters/02_the_loss.ipynb", "exec"), names)
-    return SimpleNamespace(**names)
-
-
-chapter = definitions(CHAPTER)
+chapter = SimpleNamespace(**definitions(PATH))
 
 
 def evaluates(number, formula):

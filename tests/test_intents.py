@@ -18,7 +18,12 @@ from distillkit.dialogues.intents import (
     intents_of,
     load_intents,
 )
-from distillkit.encoders import build_classifier, encode_intents, train_text_tokenizer
+from distillkit.encoders import (
+    build_classifier,
+    build_masked_lm,
+    encode_intents,
+    train_text_tokenizer,
+)
 from distillkit.errors import UserError
 from distillkit.models import ModelSize
 
@@ -149,3 +154,20 @@ def test_answers_come_in_the_order_of_the_rows_whatever_the_batch(rows):
     assert one.labels.tolist() == [row["labels"] for row in encoded]
     with pytest.raises(UserError, match="no text to classify"):
         classify(model, tokenizer, [])
+
+
+def test_names_belong_to_the_numbers_in_whatever_order_the_configuration_has_them():
+    labels = [f"class {number}" for number in range(11)] + ["oos"]
+    tokenizer = train_text_tokenizer(["a cheap hotel"])
+    model = build_classifier(ModelSize(8, 1, 2, 16), tokenizer, labels)
+    by_text = sorted(model.config.id2label.items(), key=lambda pair: str(pair[0]))  # 0, 1, 10, …
+    model.config.id2label = dict(by_text)
+    answers = classify(model, tokenizer, [{"input_ids": [2, 3], "labels": 11}])
+    assert answers.names == tuple(labels) and not answers.in_scope.any()
+
+
+def test_only_a_classifier_classifies():
+    tokenizer = train_text_tokenizer(["a cheap hotel"])
+    model = build_masked_lm(ModelSize(8, 1, 2, 16), tokenizer)
+    with pytest.raises(UserError, match="is a masked language model"):
+        classify(model, tokenizer, [{"input_ids": [2, 3], "labels": 0}])

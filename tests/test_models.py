@@ -18,10 +18,13 @@ from transformers import (
     GPT2LMHeadModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from distillkit import model_files
 from distillkit.chat import CHAT_TEMPLATE, train_tokenizer
+from distillkit.encoders import build_masked_lm
 from distillkit.errors import UserError
 from distillkit.models import (
     SIZES,
@@ -486,3 +489,30 @@ def test_what_is_cut_is_what_has_no_weight():
 def test_widths_that_cannot_be_cut_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         student_from_layers(qwen(), [0, 2], **wrong)
+
+
+def test_another_kind_of_model_is_not_cut_in_width():
+    bert = build_masked_lm(ModelSize(16, 2, 2, 32), tiny.TOKENIZER)
+    with pytest.raises(UserError, match="expected the weights of a Llama-style model"):
+        student_from_layers(bert, [0], width=8)
+
+
+def test_a_frozen_teachers_copy_learns():
+    teacher = qwen().requires_grad_(False)
+    students = student_from_layers(teacher, [0]), student_from_layers(teacher, [0], width=16)
+    assert all(weight.requires_grad for each in students for weight in each.parameters())
+    assert not any(weight.requires_grad for weight in teacher.parameters())
+
+
+def test_what_the_settings_say_layer_by_layer_goes_with_the_layers(tmp_path):
+    shape = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = SmolLM3Config(vocab_size=len(tiny.TOKENIZER), pad_token_id=0, **shape, **heads)
+    assert config.no_rope_layers == [1, 1, 1, 0]  # 0: no positions in this one
+    torch.manual_seed(0)
+    student = student_from_layers(SmolLM3ForCausalLM(config), [0, 3]).eval()
+    assert student.config.no_rope_layers == [1, 0] and len(config.no_rope_layers) == 4
+    save_model(student, tiny.TOKENIZER, tmp_path / "student")
+    loaded, _ = load_model(tmp_path / "student")
+    ids = torch.randint(0, 100, (2, 7))
+    assert torch.equal(loaded(ids).logits, student(ids).logits)

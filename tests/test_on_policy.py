@@ -1,7 +1,10 @@
 """On-policy steps: what the student says, what of it is counted, and what does not matter."""
 
 import copy
+import math
+from random import Random
 
+import hub_models
 import pytest
 import tiny
 import torch
@@ -9,9 +12,10 @@ from trainers import PLAIN_DESCENT, batch_of, by_hand, make_trainer
 
 from distillkit.chat import IGNORE_INDEX, encode_rows
 from distillkit.decoding import generate_replies
+from distillkit.encoders import build_masked_lm, encode_texts, train_text_tokenizer
 from distillkit.errors import UserError
 from distillkit.losses import ReverseKL
-from distillkit.models import load_model
+from distillkit.models import ModelSize, load_model
 from distillkit.on_policy import OneTurn, WholeVisits, is_on_policy
 from distillkit.sampling import Sampling
 
@@ -77,6 +81,12 @@ def test_tokens_that_cannot_occur_are_never_drawn():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).repeat(500, 1)
     sampling = Sampling()
     assert set(sampling.draw(logits, [sampling.stream(0)] * 500)) == {1}
+
+
+@pytest.mark.parametrize("row", [[math.nan, 0.0, 1.0], [math.inf, 0.0, 1.0], [-math.inf] * 3])
+def test_a_model_that_has_diverged_is_named(row):
+    with pytest.raises(UserError, match="diverged"):
+        Sampling().draw(torch.tensor([[0.0, 1.0, 2.0], row]), [Random(0), Random(1)])
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}])
@@ -219,6 +229,50 @@ def test_without_teacher_or_tokenizer_it_is_refused(tmp_path):
     for wrong in ({"lmbda": 1.5}, {"alpha_end": -0.1}, {"temperature_end": 0.0}):
         with pytest.raises(UserError):
             make_trainer(tmp_path, teacher=tiny.teacher(), **wrong)
+
+
+def test_a_rollout_of_ones_own_needs_a_teacher_too(tmp_path):
+    rollout = OneTurn(tiny.TOKENIZER, Sampling(), 8)
+    with pytest.raises(UserError, match="need a teacher"):
+        make_trainer(tmp_path, rollout=rollout, lmbda=0.5)
+
+
+def test_nobody_to_serve_is_refused():
+    nobody = WholeVisits(tiny.TOKENIZER, [], Sampling())
+    with pytest.raises(UserError, match="no visitors"):
+        nobody(tiny.student(), batch_of(talks("yes")), step=0)
+
+
+def test_a_student_that_cannot_speak_is_refused(tmp_path):
+    tokenizer = train_text_tokenizer(tiny.WORDS)
+    size, tokenizers = ModelSize(8, 1, 2, 16), {"processing_class": tokenizer}
+    student, teacher = (build_masked_lm(size, tokenizer, seed=seed) for seed in (0, 1))
+    rows = encode_texts(tokenizer, ["cheap hotel", "book two nights"])
+    with pytest.raises(UserError, match="masked language model: conversations need"):
+        make_trainer(tmp_path, student, teacher, rows=rows, lmbda=0.5, **tokenizers)
+
+
+def test_a_student_whose_head_is_wider_says_nothing_that_the_tokenizer_lacks(tmp_path):
+    teacher, its_tokenizer = load_model(hub_models.qwen2(tmp_path / "teacher"))
+    wider = hub_models.qwen2(tmp_path / "wide", vocab_size=len(its_tokenizer) + 300)
+    student, tokenizer = load_model(wider)
+    options = {"processing_class": tokenizer, "teacher_tokenizer": its_tokenizer} | SPEAKING
+    rows = encode_rows(tokenizer, tiny.dialogues(8))
+    make_trainer(tmp_path, student, teacher, rows=rows, max_steps=2, **options).train()
+
+
+@pytest.mark.parametrize("wrong", [{"max_reply_tokens": 0}, {"temperature": math.inf}])
+def test_numbers_that_make_no_sense_are_refused_before_the_first_step(tmp_path, wrong):
+    with pytest.raises(UserError, match="give"):
+        make_trainer(tmp_path, teacher=tiny.teacher(), **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"max_reply_tokens": 0}])
+def test_decoding_without_room_is_refused(wrong):
+    with pytest.raises(UserError, match="at least 1"):
+        generate_replies(tiny.student(), tiny.TOKENIZER, [[5, 6]], **wrong)
+    with pytest.raises(UserError, match="empty"):
+        generate_replies(tiny.student(), tiny.TOKENIZER, [[5, 6], []])
 
 
 def test_on_policy_training_resumes_exactly(tmp_path):

@@ -12,6 +12,7 @@ from distillkit.errors import UserError
 from distillkit.evaluation import Bin, Calibration
 from distillkit.plots import (
     ROLES,
+    dot_rows,
     interval_plot,
     learning_curves,
     lines,
@@ -24,6 +25,7 @@ from distillkit.plots import (
     token_strip,
 )
 
+DOTS = {"first": [0.1, 0.3], "second": [0.6, 0.8]}
 STEPS = np.arange(0, 2001, 50)
 SIZES = (100, 300, 1000, 3000)
 
@@ -103,6 +105,9 @@ FIGURES = {
     "throughput": lambda: throughput_plot(
         [(1, 20, 18, 21), (8, 100, 90, 130)], [(1, 25), (8, 150)], title="Eight at once gain much"
     ),
+    "dots": lambda: dot_rows(
+        DOTS, title="The second repair brings most", xlabel="right", levels={"teacher": 0.9}
+    ),
 }
 OF_PANELS = ("bars", "pulls")  # one title for the whole figure
 
@@ -118,7 +123,7 @@ def test_a_figure_is_small_has_a_title_and_named_axes_and_is_closed(name):
     title = figure.get_suptitle() if name in OF_PANELS else axes.get_title(loc="left")
     assert " " in title
     xlabel = axes.get_xlabel() if name != "bars" else figure.get_supxlabel()
-    assert xlabel and (axes.get_ylabel() or name in ("bars", "strip", "pulls", "memory"))
+    assert xlabel and (axes.get_ylabel() or name in ("bars", "strip", "pulls", "memory", "dots"))
 
 
 def test_roles_differ_in_colour_and_marker():
@@ -279,6 +284,15 @@ def test_throughput_stands_under_its_bound():
     assert axes.lines[0].get_xydata().tolist() == [[1, 25], [8, 150]]
     assert axes.containers[0].lines[0].get_xydata().tolist() == [[1, 20], [8, 100]]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "8"]
+
+
+def test_every_seed_has_its_dot_and_the_bar_is_their_mean():
+    axes = FIGURES["dots"]().axes[0]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.2, 0.7])
+    for place, (line, values) in enumerate(zip(axes.lines, DOTS.values(), strict=False)):
+        assert line.get_xydata().tolist() == [[value, place] for value in values]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(DOTS)
+    assert axes.lines[-1].get_xdata()[0] == 0.9 and axes.yaxis_inverted()
 
 
 def test_an_unknown_role_is_refused():

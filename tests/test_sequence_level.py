@@ -13,7 +13,7 @@ from distillkit.chat import encode_prompt, encode_rows
 from distillkit.decoding import generate_replies
 from distillkit.dialogues import Visit
 from distillkit.errors import UserError
-from distillkit.models import load_model
+from distillkit.models import build_model, load_model
 from distillkit.sampling import Sampling
 from distillkit.sequence_level import read_written, write_replies, write_visits
 
@@ -108,6 +108,50 @@ def test_text_of_another_teacher_or_setting_is_refused(tmp_path):
         write(file)
 
 
+def test_a_file_that_was_changed_is_refused(tmp_path):
+    file = tmp_path / "text.jsonl"
+    write(file)
+    content = file.read_bytes()
+    for other in (b"x" * len(content), b"\xff" * len(content), content.replace(b"hotel", b"motel")):
+        assert len(other) == len(content) and other != content
+        file.write_bytes(other)
+        with pytest.raises(UserError, match="was changed"):
+            write(file)
+    for length in range(0, len(content), len(content) // 5):
+        file.write_bytes(content[:length])
+        with pytest.raises(UserError, match="shorter"):
+            write(file)
+    file.write_bytes(content + b"what a kill leaves")
+    write(file)
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"depends_on": 5, "state": 5}'])
+def test_a_damaged_manifest_is_refused(tmp_path, content):
+    (tmp_path / "text.jsonl").touch()
+    (tmp_path / "text.jsonl.manifest.json").write_text(content)
+    with pytest.raises(UserError, match="is damaged"):
+        write(tmp_path / "text.jsonl")
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"max_reply_tokens": 0}])
+def test_settings_that_write_nothing_are_refused_and_leave_nothing_in_the_way(tmp_path, wrong):
+    with pytest.raises(UserError, match="at least 1"):
+        write(tmp_path / "text.jsonl", **wrong)
+    assert write(tmp_path / "text.jsonl").rows
+
+
+def test_a_prompt_that_is_too_long_is_left_out(tmp_path):
+    teacher = build_model(tiny.TEACHER, tiny.TOKENIZER, max_positions=60, seed=1)
+    options = {"sampling": Sampling(), "max_reply_tokens": 20}
+    text = write_replies(teacher, tiny.TOKENIZER, ROWS, tmp_path / "text.jsonl", **options)
+    prompts = [row["messages"][:at] for row in ROWS for at in range(1, len(row["messages"]), 2)]
+    lengths = [len(encode_prompt(tiny.TOKENIZER, prompt)) for prompt in prompts]
+    too_long = sum(length > 40 for length in lengths)
+    assert text.left_out["prompt too long for the teacher"] == too_long > 0
+    assert too_long < len(lengths)
+
+
 def test_several_greedy_samples_are_refused(tmp_path):
     with pytest.raises(UserError, match="greedy"):
         write(tmp_path / "text.jsonl", sampling=None)
@@ -151,6 +195,27 @@ def test_a_black_boxs_file_is_read(tmp_path):
     ]
     assert ["no" in said[0], "two nights" in said[1], "in the north" in said[2]] == [True] * 3
     assert "no" not in said[2].replace("north", "")
+
+
+def test_lines_of_any_kind_are_read_or_counted(tmp_path):
+    file = tmp_path / "text.jsonl"
+    odd = [
+        b'{"prompt": "caf\xe9", "text": "no"}',
+        b'{"prompt": ["hi"], "text": "no"}',
+        b"[" * 99_999,
+    ]
+    odd += [b'{"prompt": [[]], "text": "no"}', b'{"prompt": "half \\ud83d", "text": "no"}', b"\x00"]
+    good = b'\xef\xbb\xbf{"prompt": "book", "text": "two"}\r\n'
+    file.write_bytes(good + b"\n".join(odd))
+    text = read_written(file)
+    assert [row["messages"][0]["content"] for row in text.rows] == ["book"]
+    assert sum(text.left_out.values()) == len(odd)
+
+
+@pytest.mark.parametrize("name", ["nothing.jsonl", "."])
+def test_a_file_that_cannot_be_opened_is_named(tmp_path, name):
+    with pytest.raises(UserError, match="cannot be opened"):
+        read_written(tmp_path / name)
 
 
 def test_a_file_with_nothing_in_it_is_refused(tmp_path):

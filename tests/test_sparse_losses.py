@@ -5,6 +5,7 @@ What every divergence must do, `TopKKL` and `universal_logit_distance` do in tes
 
 import doctest
 import math
+from dataclasses import replace
 
 import oracles
 import pytest
@@ -345,6 +346,13 @@ MISTAKES = {
     "0 tokens of the teacher": lambda: BestTokens.of(LOGITS, 0),
     "-1 tokens of the teacher": lambda: SampledTokens.of(LOGITS, -1),
     "nan tokens": lambda: divergence_named("top_k_kl:nan"),
+    "inf tokens": lambda: divergence_named("top_k_kl:inf"),
+    r"weights have shape \(2,\), expected \(2, 3, 2\)": lambda: sampled_kl(
+        LOGITS, replace(DRAWN, weights=torch.ones(2))
+    ),
+    r"log_rest have shape \(2,\), expected \(2, 3\)": lambda: best_tokens_kl(
+        LOGITS, replace(BEST, log_rest=torch.zeros(2))
+    ),
     "taken at temperature 1.0, the loss is asked for 2.0": lambda: best_tokens_kl(
         LOGITS, BEST, 2.0
     ),

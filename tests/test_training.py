@@ -192,6 +192,19 @@ def test_other_tokenizers_are_refused(tmp_path):
         make_trainer(tmp_path, teacher=tiny.teacher(), teacher_tokenizer=other)
 
 
+def test_no_rows_are_no_predictions(tmp_path):
+    assert make_trainer(tmp_path, alpha=0.0).predict([]).predictions is None
+
+
+def test_a_token_that_the_teacher_cannot_read_is_refused(tmp_path):
+    longer = copy.deepcopy(tiny.TOKENIZER)
+    longer.add_tokens(["<|mine|>"])
+    student = tiny.student()
+    student.resize_token_embeddings(len(longer), mean_resizing=False)
+    with pytest.raises(UserError, match=r"ids up to 130, the teacher reads ids below 130"):
+        make_trainer(tmp_path, student, tiny.teacher(), processing_class=longer)
+
+
 def test_a_teacher_that_is_the_student_is_refused(tmp_path):
     model = tiny.student()
     with pytest.raises(UserError, match="share weights"):

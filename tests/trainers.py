@@ -20,6 +20,7 @@ def make_trainer(folder, student=None, teacher=None, *, rows=None, collator=None
     keys = (
         "divergence",
         "features",
+        "rollout",
         "optimizers",
         "teacher_tokenizer",
         "callbacks",

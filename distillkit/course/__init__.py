@@ -12,6 +12,12 @@ Neither brings torch along: the exercises load when the first one is checked.
 """
 
 from distillkit.course.checking import check, hint, progress, reset, solution
+from distillkit.course.classifier_results import (
+    clinc_so_far,
+    intent_runs,
+    repaired_runs,
+    teacher_entropy,
+)
 from distillkit.course.headlines import headline
 from distillkit.course.inside_results import (
     distilbert_runs,
@@ -39,6 +45,7 @@ from distillkit.course.results import (
 __all__ = [
     "Level",
     "check",
+    "clinc_so_far",
     "clinc_table",
     "distilbert_runs",
     "distilbert_table",
@@ -51,6 +58,7 @@ __all__ = [
     "inside_runs",
     "inside_table",
     "inside_verdicts",
+    "intent_runs",
     "intents_table",
     "machine_check",
     "marks",
@@ -58,9 +66,11 @@ __all__ = [
     "progress",
     "quiz",
     "recorded",
+    "repaired_runs",
     "reset",
     "run_level",
     "solution",
     "stages_table",
     "students",
+    "teacher_entropy",
 ]

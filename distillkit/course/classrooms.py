@@ -39,11 +39,14 @@ class Classroom:
     bodies: dict[str, str]  # "teacher" and "student" of the hub; empty: new ones
 
     def model(self, role: str, seed: int = 0) -> PreTrainedModel:
-        """The "teacher" or the "student", with a head that nobody has trained."""
+        """The "teacher" or the "student", with a head that nobody has trained.
+
+        New models have no dropout: they are trained for a few hundred steps, and it slows them.
+        """
         if self.bodies:
             return classifier_from(self.bodies[role], self.names, seed=seed)[0]
         size = {"teacher": TEACHER, "student": STUDENT}[role]
-        return build_classifier(size, self.tokenizer, self.names, seed=seed)
+        return build_classifier(size, self.tokenizer, self.names, seed=seed, dropout=0.0)
 
     def optimizers(self, model: PreTrainedModel, role: str, *, steps: int) -> tuple[Any, Any]:
         """For `Trainer(optimizers=…)`: Muon for a new model; for a trained body, AdamW at 5e-5."""

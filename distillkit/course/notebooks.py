@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,21 @@ def read_notebook(path: Path) -> NotebookNode:
     except (ValueError, nbformat.ValidationError, AttributeError) as error:
         raise UserError(f"{path} is not a notebook: {error}") from error
     return notebook
+
+
+def definitions(path: Path) -> dict[str, Any]:
+    """The imports and the functions of a notebook, without the rest of it.
+
+    So that a test, or a long experiment, uses what the reader sees. UserError as `read_notebook`.
+    """
+    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef)
+    tree = ast.Module([], [])
+    for cell in read_notebook(path).cells:
+        if cell.cell_type == "code" and "setup" not in cell.metadata.get("tags", []):
+            tree.body += [node for node in ast.parse(cell.source).body if isinstance(node, kept)]
+    names: dict[str, Any] = {}
+    exec(compile(tree, path.name, "exec"), names)
+    return names
 
 
 def write_notebook(path: Path, notebook: NotebookNode) -> None:

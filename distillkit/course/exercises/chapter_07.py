@@ -1,0 +1,368 @@
+"""Exercises of chapter 07, distilling generation: what counts, and what is worth learning from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from distillkit.course.exercises.definition import Case, Exercise, Mutant
+from distillkit.course.exercises.drawing import Draw
+
+# 7.1 · the student's own words --------------------------------------------------------------------
+
+Masker = Callable[[Tensor, int, int], Tensor]
+
+
+def _batch(draw: Draw, end: int, prompt: int, ends: tuple[int, ...], filler: int | None) -> Tensor:
+    """Prompts of several turns, and replies that end after so many tokens (0: never).
+
+    filler: what stands behind the end; None: the model babbles on, and ends again.
+    """
+    longest = max(5, *ends)
+    ids = draw.integers(len(ends), prompt + longest, below=90, least=10)
+    ids[:, prompt // 2] = end  # the end of the visitor's turn
+    ids[1::2, prompt // 3] = end
+    ids[:, prompt - 1] = 1  # <|assistant|>
+    for row, count in enumerate(ends):
+        last = prompt + count - 1
+        if count == 0:
+            continue
+        ids[row, last] = end
+        if filler is not None:
+            ids[row, last + 1 :] = filler
+        elif last + 2 < ids.shape[1]:
+            ids[row, -2] = end
+    return ids
+
+
+def _own_cases(draw: Draw) -> list[Case]:
+    cases = []
+    for name, prompt, end, ends, filler in (
+        ("filled up with the end", 6, 5, (3, 7, 0, 1), 5),
+        ("filled up with 0", 5, 8, (6, 2, 0), 0),
+        ("models that babble on", 7, 3, (1, 8, 4, 0, 2), None),
+        ("a model that never ends", 4, 6, (0, 0), 6),
+    ):
+        ids = _batch(draw, end, prompt, ends, filler)
+        cases.append(Case(f"{name}, P={prompt}", (ids, prompt, end)))
+    return cases
+
+
+def _own_oracle(ids_BS: list[list[int]], prompt: int, end: int) -> list[list[bool]]:
+    mask = []
+    for row in ids_BS:
+        line, speaks = [], True
+        for s, token in enumerate(row):
+            line.append(s >= prompt and speaks)
+            if s >= prompt and token == end:
+                speaks = False
+        mask.append(line)
+    return mask
+
+
+def _after(ids: Tensor, prompt: int) -> Tensor:
+    return (torch.arange(ids.shape[1]) >= prompt).expand_as(ids)
+
+
+def _ended(ids: Tensor, prompt: int, end: int) -> Tensor:
+    """How many ends have come in the reply, this token's own included."""
+    return ((ids == end) & _after(ids, prompt)).cumsum(1)
+
+
+def _own(ids: Tensor, prompt: int, end: int) -> Tensor:
+    found = _ended(ids, prompt, end) - ((ids == end) & _after(ids, prompt)).long()
+    return _after(ids, prompt) & (found == 0)
+
+
+def _to_last_end(ids: Tensor, prompt: int, end: int) -> Tensor:
+    ends = (ids == end) & _after(ids, prompt)
+    left = ends.flip(1).cumsum(1).flip(1)
+    return _after(ids, prompt) & ((left > 0) | ~ends.any(1, keepdim=True))
+
+
+def _by_argmax(ids: Tensor, prompt: int, end: int) -> Tensor:
+    reply = ids[:, prompt:]
+    first = (reply == end).int().argmax(1, keepdim=True)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    mask[:, prompt:] = torch.arange(reply.shape[1]) <= first
+    return mask
+
+
+def _whole_row(ids: Tensor, prompt: int, end: int) -> Tensor:
+    ends = ids == end
+    return _after(ids, prompt) & (ends.cumsum(1) - ends.long() == 0)
+
+
+def _one_more(ids: Tensor, prompt: int, end: int) -> Tensor:
+    own = _own(ids, prompt, end)
+    return own | (own.roll(1, 1) & _after(ids, prompt))
+
+
+OWN_WORDS = Exercise(
+    number="7.1",
+    title="What counts of the student's own words",
+    kind="write",
+    minutes=12,
+    difficulty=2,
+    hints=(
+        "Look at the reply alone, `ids_BS[:, prompt:]`. A token counts as long as no end has come "
+        "*before* it, so the first end counts itself.",
+        "`ends = reply == end`; then `ends.cumsum(1) - ends.long()` is the number of ends before "
+        "each token.",
+        "`mask = torch.zeros_like(ids_BS, dtype=torch.bool)`, and `mask[:, prompt:]` is where that "
+        "number is 0.",
+    ),
+    cases=_own_cases,
+    oracle=_own_oracle,
+    mutants=(
+        Mutant(
+            "everything after the prompt",
+            lambda ids, prompt, end: _after(ids, prompt),
+            "Everything after the prompt counts, also what stands behind the end of the reply: "
+            "filling, or what a model says when nobody listens. Close the mask after the first "
+            "end.",
+            "trl PR#2058, on-policy batches whose padding was in the loss",
+        ),
+        Mutant(
+            "the end left out",
+            lambda ids, prompt, end: _after(ids, prompt) & (_ended(ids, prompt, end) == 0),
+            "The end itself does not count. The student said it like any other token, and if "
+            "nobody scores it, it never learns when to stop.",
+            "RAGEN#59, where the mask of attention left it out",
+        ),
+        Mutant(
+            "ends taken for padding",
+            lambda ids, prompt, end: _after(ids, prompt) & (ids != end),
+            "You leave out every token that equals the end, as one does with padding. The first "
+            "end is the student's word and counts; what stands behind it does not, whatever its "
+            "id.",
+            "trl PR#6357, GKD with a padding id that is the end's",
+        ),
+        Mutant(
+            "up to the last end",
+            _to_last_end,
+            "Your mask closes at the *last* end of the row. Where a row is filled up with ends, or "
+            "babbles on, that counts what nobody waits for. The first one after the prompt closes "
+            "it.",
+            "MemGen PR#33, rows filled up with the end, whose lengths all came out alike",
+        ),
+        Mutant(
+            "an end in the prompt",
+            _whole_row,
+            "Your first end is one of the *prompt*: each turn of the history has its own. So "
+            "nothing of the reply is left. Look for it from the prompt's length on.",
+            "a reader",
+        ),
+        Mutant(
+            "argmax without an end",
+            _by_argmax,
+            "Right, except for replies without an end: there `argmax` of nothing but zeros is 0, "
+            "and one token counts. A reply that was cut counts to its last token.",
+            "a reader",
+        ),
+        Mutant(
+            "unfinished replies dropped",
+            lambda ids, prompt, end: (
+                _own(ids, prompt, end) & (_ended(ids, prompt, end)[:, -1:] > 0)
+            ),
+            "A reply that was cut has no mask at all. Its tokens are the student's as well, and "
+            "the teacher has something to say about each. (To drop them is another method's "
+            "choice.)",
+            "TRL's GRPO, which has it as the option mask_truncated_completions",
+        ),
+        Mutant(
+            "the prompt counted",
+            lambda ids, prompt, end: _own(ids, prompt, end) | ~_after(ids, prompt),
+            "The prompt counts. Those are the visitor's words and the desk's; the student did not "
+            "say them.",
+            "Transformers-Tutorials#456, on fine-tuning",
+        ),
+        Mutant(
+            "one too many",
+            _one_more,
+            "One token too many: that right behind the end. Count the ends *before* each token, "
+            "and the first end is the last that counts.",
+            "a reader",
+        ),
+        Mutant(
+            "moved to the logits",
+            lambda ids, prompt, end: _own(ids, prompt, end).roll(-1, 1),
+            "Your mask is one place to the left, where the *logits* of those tokens are. Here it "
+            "lies on the tokens, like labels; the loss moves logits and labels together.",
+            "ms-swift PR#8436, where logits and labels were moved apart",
+        ),
+    ),
+)
+
+# 7.4 · what the teacher wrote ---------------------------------------------------------------------
+
+END = 2
+Keeper = Callable[[list[str], list[list[int]]], list[int]]
+
+
+def _written_cases(draw: Draw) -> list[Case]:
+    cases = []
+    for name, count, visitors, most in (
+        ("doubles and cut replies", 14, 3, 5),
+        ("two prompts", 18, 2, 4),
+        ("many prompts", 20, 6, 6),
+    ):
+        asked = draw.integers(count, below=visitors).tolist()
+        length = draw.integers(count, below=3, least=1).tolist()
+        whole = draw.integers(count, below=4).tolist()
+        prompts = [f"visitor {number}" for number in asked]
+        replies = []
+        for row in range(count):
+            body = draw.integers(length[row], below=5, least=3).tolist()
+            replies.append([*body, END] if whole[row] else body * most)
+        prompts, replies = _with_traps(prompts, replies)
+        cases.append(Case(f"{name}, N={len(replies)}", (prompts, replies)))
+    return cases
+
+
+def _with_traps(prompts: list[str], replies: list[list[int]]) -> tuple[list[str], list[list[int]]]:
+    """A double far behind, the same words to another prompt, an end in the middle."""
+    said = next(row for row, reply in enumerate(replies) if reply[-1] == END)
+    more = [
+        (prompts[said], replies[said]),
+        ("visitor 9", replies[said]),
+        ("visitor 9", [7, END, 3, 3]),
+        ("visitor 9", [*replies[said][:-1], 4]),
+        ("visitor 8", [4, 4, END]),
+        ("visitor 8", [4, 4, END]),
+    ]
+    return [*prompts, *(a for a, _ in more)], [*replies, *(list(b) for _, b in more)]
+
+
+def _written_oracle(prompts: list[str], replies: list[list[int]]) -> list[int]:
+    kept: list[int] = []
+    for row in range(len(replies)):
+        if replies[row][-1] != END:
+            continue
+        double = False
+        for before in kept:
+            if prompts[before] == prompts[row] and replies[before] == replies[row]:
+                double = True
+        if not double:
+            kept.append(row)
+    return kept
+
+
+def _kept(
+    *, whole: str = "last", alike: str = "both", which: str = "first", ordered: bool = True
+) -> Keeper:
+    """The places that are kept, with one part wrong.
+
+    whole: the end is the "last" token, is "somewhere", or is not asked for ("any"). alike: what
+    makes a double: "both", the "reply", the "prompt", "none". which: the "first", the "last", or
+    "no" copy of several stays; "behind": only a double right behind is one.
+    """
+
+    def places(prompts: list[str], replies: list[list[int]]) -> list[int]:
+        checks = {"last": lambda r: r[-1] == END, "somewhere": lambda r: END in r}
+        good = [n for n, r in enumerate(replies) if checks.get(whole, lambda r: True)(r)]
+        names = {
+            "both": lambda n: (prompts[n], tuple(replies[n])),
+            "reply": lambda n: tuple(replies[n]),
+            "prompt": lambda n: prompts[n],
+            "none": lambda n: n,
+        }
+        named = [(names[alike](n), n) for n in good]
+        if which == "behind":
+            return [n for k, (name, n) in enumerate(named) if k == 0 or named[k - 1][0] != name]
+        groups: dict[object, list[int]] = {}
+        for name, n in named:
+            groups.setdefault(name, []).append(n)
+        if which == "no":
+            return [group[0] for group in groups.values() if len(group) == 1]
+        if not ordered:
+            return [groups[name][0] for name in sorted(groups, key=repr)]
+        return sorted(group[0 if which == "first" else -1] for group in groups.values())
+
+    return places
+
+
+WRITTEN = Exercise(
+    number="7.4",
+    title="What the teacher wrote",
+    kind="write",
+    minutes=8,
+    difficulty=1,
+    hints=(
+        "Two questions for each row: is its last token `END`? And have you kept a row with the "
+        "same prompt *and* the same reply?",
+        "A list cannot be in a set: `(prompt, tuple(reply))` can. Go through the rows in order, "
+        "and remember what you have kept in `seen = set()`.",
+    ),
+    cases=_written_cases,
+    oracle=_written_oracle,
+    mutants=(
+        Mutant(
+            "cut replies kept",
+            _kept(whole="any"),
+            "Replies that were cut off stay in. A student that learns from them learns to stop in "
+            "the middle, or not at all.",
+            "distilabel and others keep finish_reason and leave the choice to you",
+        ),
+        Mutant(
+            "an end anywhere",
+            _kept(whole="somewhere"),
+            "You look for the end *anywhere* in the reply. One row has it in the middle, and goes "
+            "on: it did not come to its end. Look at the last token.",
+            "a reader",
+        ),
+        Mutant(
+            "doubles kept",
+            _kept(alike="none"),
+            "Doubles stay in. A likely reply is written again and again; with each copy it weighs "
+            "more, though the student has read it.",
+            "deepeval#1925, 24 samples of which 6 were different",
+        ),
+        Mutant(
+            "doubles by the reply alone",
+            _kept(alike="reply"),
+            "You call a row a double when its *reply* was there before. The same words to another "
+            "prompt are another lesson: compare both.",
+            "a reader",
+        ),
+        Mutant(
+            "one reply a prompt",
+            _kept(alike="prompt"),
+            "You keep one reply for each prompt. Several different samples of a prompt are what "
+            "tells the student how likely the teacher finds each; only equal ones are doubles.",
+            "a reader",
+        ),
+        Mutant(
+            "only neighbours",
+            _kept(which="behind"),
+            "You compare each row with the one before it. A double may come much later: remember "
+            "everything that you have kept.",
+            "uniq without sort, an old mistake at the command line",
+        ),
+        Mutant(
+            "the last copy",
+            _kept(which="last"),
+            "Of several copies you keep the last one, as a dict does that is written to again. "
+            "Keep the first: then what is kept does not change when the teacher writes more.",
+            "a reader",
+        ),
+        Mutant(
+            "no copy at all",
+            _kept(which="no"),
+            "You drop *all* copies of what came twice. The likeliest replies are those which come "
+            "twice: keep one of each.",
+            "pandas' duplicated(keep=False)",
+        ),
+        Mutant(
+            "out of order",
+            _kept(ordered=False),
+            "The right rows, in another order: you have sorted them, or they went through a set. "
+            "Keep the order in which they were written, so that a run can be repeated.",
+            "a reader",
+        ),
+    ),
+)
+
+EXERCISES = (OWN_WORDS, WRITTEN)
