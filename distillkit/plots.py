@@ -81,6 +81,11 @@ ROLES = {
     "own_words": Role("on the student's words", "#C05538", "4"),
     "right": Role("the right form", "#117733", "8"),
     "wrong": Role("the wrong form", "#EE3377", "X"),
+    "hidden": Role("logits and hidden states", "#0000FF", "2"),
+    "cosine": Role("logits and their direction", "#8A2BE2", "3"),
+    "attention": Role("logits and attention", "#99DDFF", "4"),
+    "relations": Role("logits and relations", "#BB0000", "|"),
+    "piece": Role("logits, from the teacher's layers", "#00CED1", "_"),
     "wrong_too": Role("another wrong form", "#DDCC77", "1"),
 }
 

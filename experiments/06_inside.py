@@ -3,9 +3,10 @@
     python experiments/06_inside.py [--arms labels logits] [--seeds 0 1]
 
 The student has the size of chapter 04's, with three heads as wide as the teacher's. It begins from
-random weights, or from the teacher's layers 2 and 4 with the width cut (``narrowing.py``), and
-learns from labels, from labels and logits, or from these and one thing from inside: hidden states
-(TinyBERT), the direction of the last ones (DistilBERT), attention scores (TinyBERT) or relations
+random weights, or from the teacher's first and last layer with the width cut (``narrowing.py``;
+without its first layer this teacher is no better than random weights). It learns from labels, from
+labels and logits, or from these and one thing from inside: hidden states (TinyBERT), the direction
+of the last ones (DistilBERT), attention scores (TinyBERT) or relations
 (MiniLMv2). The first beginning is tried with every arm, the second with three. Every run has a
 constant learning rate and is looked at every ``EVERY`` steps (NLL of copied values and of own
 words, seconds of training on one thread), so that equal steps and equal time are read from the same
@@ -58,6 +59,7 @@ SIZE = 1000  # conversations
 STEPS, EVERY, TUNING_STEPS = 400, 50, 200
 TUNING_SEED = 1000
 SHAPE = ModelSize(width=96, layers=2, heads=3, feed_forward=256)
+FIRST_AND_LAST = (0, -1)
 BEGINNINGS = {"random": None, "teacher": ("labels", "logits", "cosine")}  # None: every arm
 TRIALS: dict[str, list[dict]] = {
     "labels": [{}, {"learning_rate": 2.5e-3}, {"learning_rate": 1e-2}],
@@ -120,13 +122,12 @@ class Curve(TrainerCallback):
 def build(classroom: Classroom, begin: str, seed: int):
     """A new student, and which of the teacher's heads its heads stand for, layer by layer."""
     teacher = classroom.teacher.teacher
-    layers = layers_to_copy(uniform_layers(SHAPE.layers, teacher.config.num_hidden_layers))
-    copy, kept = narrowed(
-        student_from_layers(teacher, layers),
-        width=SHAPE.width,
-        heads=SHAPE.heads,
-        feed_forward=SHAPE.feed_forward,
-    )
+    depth = teacher.config.num_hidden_layers
+    size = {"width": SHAPE.width, "heads": SHAPE.heads, "feed_forward": SHAPE.feed_forward}
+    beside = layers_to_copy(uniform_layers(SHAPE.layers, depth))  # whose heads are compared
+    _, kept = narrowed(student_from_layers(teacher, beside), **size)
+    first_and_last = [layer % depth for layer in FIRST_AND_LAST]
+    copy, _ = narrowed(student_from_layers(teacher, first_and_last), **size)
     copy.requires_grad_(True)
     new = copy if begin == "teacher" else build_model(SHAPE, classroom.tokenizer, seed=seed)
     return new.train(), kept.heads

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 def map_by_ranges(mine, its):
     every = its // mine
-    return range(every - 1, its, every), range(0, its + 1, every)
+    return list(range(every - 1, its, every)), list(range(0, its + 1, every))
 
 
 def map_by_tensors(mine, its):

@@ -19,6 +19,15 @@ from distillkit.course.classifier_results import (
     teacher_entropy,
 )
 from distillkit.course.headlines import headline
+from distillkit.course.inside_results import (
+    distilbert_runs,
+    distilbert_table,
+    inside_curves,
+    inside_gaps,
+    inside_runs,
+    inside_table,
+    inside_verdicts,
+)
 from distillkit.course.levels import Level, machine_check, run_level
 from distillkit.course.method_results import (
     best_student_table,
@@ -50,10 +59,17 @@ __all__ = [
     "check",
     "clinc_so_far",
     "clinc_table",
+    "distilbert_runs",
+    "distilbert_table",
     "fair_fight",
     "fair_table",
     "headline",
     "hint",
+    "inside_curves",
+    "inside_gaps",
+    "inside_runs",
+    "inside_table",
+    "inside_verdicts",
     "intent_runs",
     "intents_table",
     "machine_check",
