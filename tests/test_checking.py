@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -297,6 +298,43 @@ def test_surroundings_are_as_before(tmp_path):
     assert Path.cwd() == folder and torch.get_default_dtype() is torch.float32
 
 
+def test_what_else_a_function_switches_is_switched_back():
+    def switches(student, teacher, T):
+        torch.manual_seed(0), np.random.seed(0), random.seed(0)
+        warnings.simplefilter("error")
+        sys.setrecursionlimit(200)
+        torch.autograd.set_detect_anomaly(True)
+        return right(student, teacher, T)
+
+    def state():
+        numbers = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
+        limit = sys.getrecursionlimit(), torch.is_anomaly_enabled(), len(warnings.filters)
+        return numbers, random.getstate(), limit
+
+    before = state()
+    assert judge(KL, switches).state == "done"
+    assert state() == before
+
+
+@contextlib.contextmanager
+def elsewhere():
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("switched", [torch.no_grad, torch.inference_mode, elsewhere])
+def test_what_the_notebook_has_switched_changes_no_verdict(switched):
+    solved = exercise("3.2")
+    with switched():
+        assert judge(KL, right).state == "done"
+        assert judge(KL, lambda s, t, T: right(t, s, T)).mistake is not None
+        found = [judge(solved, each.answer).mistake for each in solved.mutants]
+    assert found == list(solved.mutants)
+
+
 def test_a_property_that_takes_for_ever_is_stopped_in_time_and_told():
     start = time.process_time()
     verdict = judge(KL, endless_with_gradients)
@@ -311,12 +349,31 @@ def test_what_a_property_made_the_function_raise_is_told_beside_its_sentence():
     assert "line 3 of your function raised OverflowError: too large" in str(verdict)
 
 
-@pytest.mark.parametrize("form", [lambda x: x.numpy(), lambda x: x.tolist()])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: x.numpy(),
+        lambda x: x.tolist(),
+        lambda x: x.flip(0).numpy()[::-1],
+        lambda x: x.numpy().astype(">f8"),
+        lambda x: x.numpy().astype(np.longdouble),
+    ],
+)
 def test_arrays_and_lists_may_be_returned_where_gradients_do_not_matter(form):
     number = "2.6"  # the gradient by hand
     solved = exercise(number)
     answer = lambda s, t, T: form(forward_gradient(s, t, T))  # noqa: E731
     assert judge(solved, answer).state == "done"
+
+
+def test_lists_of_tensors_may_be_returned_with_their_gradients():
+    def row_by_row(student, teacher, T):
+        pairs = zip(student, teacher, strict=True)
+        return [[right(s, t, T) for s, t in zip(*pair, strict=True)] for pair in pairs]
+
+    assert judge(KL, row_by_row).state == "done"
+    detached = judge(KL, lambda *given: [row.detach() for row in right(*given)])
+    assert "no gradient arrives" in str(detached)
 
 
 def forward_gradient(student, teacher, T):
@@ -443,6 +500,63 @@ def test_digits_suffice_to_see_a_difference():
 def test_a_wrong_number_of_arguments_is_told():
     verdict = judge(KL, lambda student: student)
     assert "cannot be called with the arguments student_logits, teacher_logits, t" in str(verdict)
+
+
+class Wrapped(torch.nn.Module):
+    def forward(self, student, teacher, T):
+        return right(student, teacher)
+
+
+def test_a_wrong_call_inside_an_object_is_not_taken_for_wrong_arguments():
+    verdict = str(judge(KL, Wrapped()))
+    assert "raised TypeError: right() missing 1 required" in verdict
+    assert "cannot be called with" not in verdict
+
+
+def test_a_long_message_is_cut_and_none_leaves_no_colon():
+    def complains(student, teacher, T):
+        raise ValueError("x" * 100_000)
+
+    def says_nothing(student, teacher, T):
+        raise AssertionError
+
+    assert len(str(judge(KL, complains))) < 1_000
+    assert str(judge(KL, says_nothing)).endswith("line 2 of your function raised AssertionError.")
+
+
+def test_a_check_inside_the_function_is_told_at_once():
+    def holds_its_check(student, teacher, T):
+        check("2.2", right)
+        return right(student, teacher, T)
+
+    start = time.perf_counter()
+    assert "the line with check stands inside your function" in str(judge(KL, holds_its_check))
+    assert time.perf_counter() - start < 1.5
+
+
+@pytest.mark.parametrize("value", [range(10**12), torch.zeros(1).expand(2, 3, 10**12)])
+def test_what_would_fill_the_memory_is_not_compared(value):
+    assert "000,000,000 numbers; expected" in str(judge(KL, lambda s, t, T: value))
+
+
+def test_largest_and_where_is_a_tuple():
+    verdict = judge(KL, lambda s, t, T: right(s, t, T).max(-1))
+    assert "returns a tuple; expected a tensor" in str(verdict)
+
+
+def test_a_closed_output_is_no_mistake():
+    def closes(student, teacher, T):
+        sys.stdout.close()
+        return right(student, teacher, T)
+
+    assert judge(KL, closes).state == "done"
+
+
+def test_a_check_without_an_answer_says_what_is_wanted(capsys):
+    check("2.2")
+    check("1.4")
+    said = capsys.readouterr().out
+    assert "Give check the function itself" in said and "one of 'a', 'b'" in said
 
 
 def test_the_function_itself_is_asked_for():

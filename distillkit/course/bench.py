@@ -172,19 +172,29 @@ def comparable(value: Any) -> Normal | None:
 
 
 def _in_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with its result as a tensor where it gives an array, or numbers in lists.
+    """The function with its result as a tensor where it gives an array, or lists.
 
-    Tensors stay as they are, with their graph.
+    Tensors keep their graph, in lists too; tuples of them stay as they are.
     """
 
     def converted(*arguments: Any) -> Any:
-        value = function(*arguments)
+        value = _stacked(function(*arguments))
         if isinstance(value, Tensor) or _holds_tensors(value):
             return value
         found = comparable(value)
         return found if isinstance(found, Tensor) else value
 
     return converted
+
+
+def _stacked(value: Any) -> Any:
+    """Lists of tensors of one shape, nested or not, as one tensor; anything else as it is."""
+    if not isinstance(value, list):
+        return value
+    parts = [_stacked(part) for part in value]
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    alike = parts and len(tensors) == len(parts) and len({each.shape for each in tensors}) == 1
+    return torch.stack(tensors) if alike else value
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -17,6 +17,9 @@ from torch import Tensor
 ABSOLUTE = 2e-6
 """Absolute tolerance, in units of the greatest number of the target (at least 1)."""
 
+MOST = 10_000_000
+"""Longer results are not compared: a range or an expanded tensor takes no memory, a copy does."""
+
 Normal = Tensor | str | tuple[Any, ...]
 
 
@@ -26,10 +29,12 @@ class Incomparable(TypeError):
 
 def normal(value: Any) -> Normal:
     """A result in the form in which results are compared; Incomparable where there is none."""
+    if (count := _count(value)) > MOST:
+        raise Incomparable(f"{type(value).__name__} of {count:,} numbers")
     if isinstance(value, Tensor) and not value.is_complex():
         return value.detach().to("cpu", torch.float64)
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
-        return torch.tensor(value, dtype=torch.float64)
+        return torch.tensor(np.array(value, dtype=np.float64, order="C"))  # of any stride and order
     if isinstance(value, numbers.Real):
         return torch.tensor(float(value), dtype=torch.float64)
     if isinstance(value, str):
@@ -48,7 +53,17 @@ def is_complex(value: Any) -> bool:
     """Whether a result has complex numbers, which no target has."""
     if isinstance(value, list | tuple):
         return any(is_complex(part) for part in value)
-    return torch.is_complex(value) if isinstance(value, Tensor) else np.iscomplexobj(value)
+    if isinstance(value, Tensor):
+        return value.is_complex()
+    return isinstance(value, complex | np.ndarray | np.generic) and np.iscomplexobj(value)
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel()
+    if isinstance(value, np.ndarray):
+        return value.size
+    return len(value) if isinstance(value, range | list | tuple) else 1
 
 
 def _all_numbers(parts: tuple[Normal, ...]) -> bool:

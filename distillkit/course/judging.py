@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from distillkit.course.bench import Bench, as_function, comparable
 from distillkit.course.comparing import Incomparable, Normal, differs, is_complex, normal
 from distillkit.course.exercises.definition import Exercise, Property
-from distillkit.course.observing import Outcome
+from distillkit.course.observing import Outcome, lines_of, message_of, takes
 from distillkit.course.predictions import spelled, unfit
 from distillkit.course.stopping import Left
 from distillkit.course.verdict import Beside, Verdict
@@ -29,6 +30,14 @@ _ONE = threading.RLock()
 """One verdict at a time: streams and watched functions are those of the whole process."""
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """One verdict at a time, on the CPU and with gradients, whatever the notebook has switched."""
+    with _ONE, torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@_undisturbed()
 def judge(
     exercise: Exercise,
     answer: Any,
@@ -44,10 +53,10 @@ def judge(
     function = _function(exercise, answer)
     if isinstance(function, Verdict):
         return function
-    with _ONE:
-        return _told(Bench(exercise, function, seed, dtype, seconds or exercise.seconds))
+    return _told(Bench(exercise, function, seed, dtype, seconds or exercise.seconds))
 
 
+@_undisturbed()
 def examine(exercise: Exercise, answer: Any, seed: int) -> Verdict:
     """The verdict on the cases that are shown, and if they are right, on others of a seed.
 
@@ -57,13 +66,12 @@ def examine(exercise: Exercise, answer: Any, seed: int) -> Verdict:
     function = _function(exercise, answer)
     if isinstance(function, Verdict):
         return function
-    with _ONE:
-        shown = Bench(exercise, function, 0, seconds=exercise.seconds)
-        verdict = _told(shown)
-        if verdict.state != "done" or exercise.kind == "predict":
-            return verdict
-        others = shown.again(seed)
-        found = _told(others)
+    shown = Bench(exercise, function, 0, seconds=exercise.seconds)
+    verdict = _told(shown)
+    if verdict.state != "done" or exercise.kind == "predict":
+        return verdict
+    others = shown.again(seed)
+    found = _told(others)
     if found.state != "done":
         found.sentences.append(_said("drawn", exercise, seed=seed))
         return found
@@ -154,7 +162,7 @@ def _late(bench: Bench, key: str, **more: Any) -> Verdict:
 def _unheld(bench: Bench, failing: Property) -> Verdict:
     """The sentence of a property, and what the learner's function raised there, if it did."""
     sentences = [failing.sentence]
-    if isinstance(bench.raised, Left) or (bench.raised and _lines(bench.function, bench.raised)):
+    if isinstance(bench.raised, Left) or (bench.raised and lines_of(bench.function, bench.raised)):
         sentences.append(_raised(bench, bench.raised, f"“{failing.name}”"))
     return Verdict(bench.exercise, "not yet", sentences)
 
@@ -232,21 +240,14 @@ def _raised(bench: Bench, error: Exception, case: str) -> str:
         return _said("recursion", exercise)
     if isinstance(error, Left):
         return _said("left", exercise, error=error)
-    names = ", ".join(inspect.signature(exercise.oracle).parameters)
-    if isinstance(error, TypeError) and not _lines(bench.function, error):
-        return _said("arguments", exercise, names=names, error=error)
-    said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    lines = _lines(bench.function, error)
+    if isinstance(error, TypeError) and not takes(bench.function, bench.cases[0].arguments):
+        names = ", ".join(inspect.signature(exercise.oracle).parameters)
+        return _said("arguments", exercise, names=names, error=message_of(error))
+    said = ": ".join(filter(None, (type(error).__name__, message_of(error))))
+    lines = lines_of(bench.function, error)
     if lines:
         return _said("raised at", exercise, case=case, error=said, line=lines[-1])
     return _said("raised", exercise, case=case, error=said)
-
-
-def _lines(function: Callable[..., Any], error: Exception) -> list[int]:
-    """The lines of the function (1 is its `def`) through which an error went."""
-    code = getattr(function, "__code__", None)
-    frames = traceback.walk_tb(error.__traceback__)
-    return [no - code.co_firstlineno + 1 for frame, no in frames if code and frame.f_code is code]
 
 
 def _beside(bench: Bench, place: int) -> Beside | None:
@@ -267,7 +268,7 @@ def _kind(value: Any) -> str:
         normal(value)
     except Incomparable as problem:
         return str(problem)
-    return type(value).__name__
+    return "tuple" if isinstance(value, tuple) else type(value).__name__  # and not "max"
 
 
 def _described(goal: Normal) -> str:

@@ -6,7 +6,9 @@ of the library are noticed in `watching`.
 
 from __future__ import annotations
 
+import inspect
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import FunctionType
@@ -19,6 +21,9 @@ from distillkit.course.exercises.definition import Case
 from distillkit.course.stopping import within
 from distillkit.course.surroundings import captured, same_surroundings
 from distillkit.course.watching import watching
+
+MOST_TOLD = 300
+"""So many characters of an error's message: one may hold a tensor."""
 
 
 @dataclass
@@ -85,6 +90,30 @@ def call(function: Callable[..., Any], case: Case) -> Outcome:
         return Outcome(error=error)
     pairs = enumerate(zip(case.arguments, given, strict=True))
     return Outcome(value, changed=tuple(i for i, (old, new) in pairs if not _untouched(old, new)))
+
+
+def message_of(error: Exception) -> str:
+    """The first line of an error's message, cut where it is long."""
+    line = str(error).partition("\n")[0]
+    return line if len(line) <= MOST_TOLD else f"{line[:MOST_TOLD]} …"
+
+
+def lines_of(function: Callable[..., Any], error: Exception) -> list[int]:
+    """The lines of a function (1 is its `def`) through which an error went."""
+    code = getattr(function, "__code__", None)
+    frames = traceback.walk_tb(error.__traceback__)
+    return [no - code.co_firstlineno + 1 for frame, no in frames if code and frame.f_code is code]
+
+
+def takes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:
+    """Whether a function can be called with such arguments, as far as it tells."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:  # one in C does not tell
+        return True
+    return True
 
 
 def _copy(argument: Any) -> Any:

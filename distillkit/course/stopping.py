@@ -2,7 +2,9 @@
 
 A thread works on every platform and in every notebook; signals work in the main thread of Unix
 only. One that takes too long is stopped by an exception raised inside it, which reaches Python code
-within moments; code that sits in C (a long sleep) it cannot reach, and then we say so.
+within moments; code that sits in C (a long sleep) it cannot reach, and then we say so. One call in
+C that never ends and lets no other thread run, as `sum(itertools.repeat(1))`, holds us up as well:
+only a process of its own could be ended then, and starting one takes seconds.
 
 **What a second is.** On a machine that does other things too, time by the clock would refuse a good
 function, and computing time alone would never end a sleep. So a second is one of computing (of this
@@ -23,6 +25,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+LEARNERS = "an answer that is checked"
+"""The name of the thread."""
 GRACE = 0.3
 """Seconds that a function which is being stopped gets to end."""
 WAITING = 0.5
@@ -60,7 +64,7 @@ def within(seconds: float, job: Callable[[], None], left: Callable[[Left], None]
             left(Left(type(error).__name__))
 
     stopped = Stopped()
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=work, name=LEARNERS, daemon=True)
     thread.start()
     try:
         stopped.seconds = _wait(thread, seconds)

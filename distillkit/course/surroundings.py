@@ -1,7 +1,8 @@
 """Keep what a learner's function does to its surroundings from going on after it.
 
-What it prints is held back, to be told; the folder, torch's default dtype and the functions of
-torch that it replaced are put back. Not held back: what code in C writes past Python's streams.
+What it prints is held back, to be told. The folder, the filters of warnings, what SETTINGS lists
+and the functions of torch that it replaced are put back. Not held back: what code in C writes past
+Python's streams.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import inspect
 import io
 import os
+import random
 import sys
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import torch
 
 MOST_PRINTED = 200
@@ -22,21 +26,34 @@ HOUSES = (torch, torch.nn, torch.nn.functional, torch.optim, torch.Tensor)
 """Whose functions are put back: one that is replaced would change every check after it."""
 
 
+SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (torch.get_rng_state, torch.set_rng_state),
+    (np.random.get_state, np.random.set_state),
+    (random.getstate, random.setstate),
+    (sys.getrecursionlimit, sys.setrecursionlimit),
+)
+"""How each is read and set."""
+
+
 @contextmanager
 def same_surroundings() -> Iterator[list[str]]:
     """Undo what changed meanwhile; the functions of torch that were put back, by name."""
-    dtype = torch.get_default_dtype()
+    settings = [(put, get()) for get, put in SETTINGS]
     houses = [dict(vars(house)) for house in HOUSES]
     replaced: list[str] = []
     folder = None
     with suppress(OSError):  # the folder may have been deleted
         folder = os.getcwd()
     try:
-        yield replaced
+        with warnings.catch_warnings():
+            yield replaced
     finally:
         if folder is not None:
             os.chdir(folder)
-        torch.set_default_dtype(dtype)
+        for put, before in settings:
+            put(before)
         for house, before in zip(HOUSES, houses, strict=True):
             replaced += _put_back(house, before)
 
@@ -77,6 +94,9 @@ class _Short(io.BytesIO):
     def write(self, data: Any) -> int:
         super().write(bytes(data)[: max(0, MOST_PRINTED - self.tell())])
         return len(data)
+
+    def close(self) -> None:
+        """Stays open: `getvalue` is still to come."""
 
 
 class _Split:

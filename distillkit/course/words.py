@@ -62,6 +62,7 @@ SAID = {
     "needs it. Work on a copy, or without the trailing underscore and without `+=`.",
     "arguments": "Your function cannot be called with the arguments {names}: {error}.",
     "printed": "Your function printed this (the check holds it back): {text}",
+    "inside": "the line with check stands inside your function; put it below, at the left margin",
     "not a function": "Give check the function itself, without calling it: "
     'check("{number}", {name}).',
     "not an answer": "This question wants an answer, not a function: {expected}.",
