@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -191,6 +192,20 @@ def test_what_cannot_be_stopped_is_said_and_the_notebook_goes_on():
     verdict = judge(KL, sleeps)
     assert time.perf_counter() - start < 5  # waiting counts by half, and a sleep is not broken off
     assert "cannot be stopped from here. Restart the kernel" in str(verdict)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nobody else can interrupt us there")
+def test_a_check_that_is_interrupted_leaves_no_loop_behind():
+    judge(KL, right)  # so that the loop is met and no import
+    before = set(threading.enumerate())
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        judge(KL, endless)
+    end = time.perf_counter() + 5
+    while left := set(threading.enumerate()) - before:
+        assert time.perf_counter() < end, left
+        time.sleep(0.01)
+    assert judge(KL, right).state == "done"
 
 
 def test_a_check_works_outside_the_main_thread():
@@ -906,6 +921,24 @@ def test_the_folder_of_a_user_who_does_not_exist_is_not_made(tmp_path, capsys, m
     said = capsys.readouterr().out
     assert said.count("there is no user of the name ~nosuchuser") == 1 and "Hint 2" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_user_without_a_home_is_remembered_for_the_session(capsys, monkeypatch):
+    monkeypatch.delenv(learner.HOME)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    hint("2.2")
+    hint("2.2")
+    said = capsys.readouterr().out
+    assert "no folder of your own" in said and "Hint 2" in said and not Path("~").exists()
+
+
+def test_a_file_that_an_editor_has_marked_is_read(home):
+    hint("2.2")
+    file = home / "progress.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert learner.read().exercises["2.2"].hints == 1
 
 
 def test_a_file_appears_whole(home, monkeypatch):

@@ -61,12 +61,13 @@ def path() -> Path:
     """Where progress is kept."""
     if chosen := os.environ.get(HOME):
         return Path(os.path.expanduser(chosen)) / "progress.json"
+    home = Path(os.path.expanduser("~"))  # stays "~" for a user who has none
     if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
     elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
+        base = home / "Library" / "Application Support"
     else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+        base = Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share")
     return base / "distillkit" / "progress.json"
 
 
@@ -126,7 +127,7 @@ def _read(say: Callable[[str], None]) -> Progress:
     """What the file holds; OSError where it cannot be read, and set aside if it is damaged."""
     _folder()
     try:
-        return _parsed(json.loads(path().read_text(encoding="utf-8")))
+        return _parsed(json.loads(path().read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
         return Progress()
     except OSError:
@@ -139,9 +140,10 @@ def _read(say: Callable[[str], None]) -> Progress:
 
 
 def _folder() -> Path:
-    """The folder of the file; OSError where it is that of a user who does not exist."""
-    if path().parts[0].startswith("~"):
-        raise OSError(errno.ENOENT, SAID["no such user"].format(user=path().parts[0]))
+    """The folder of the file; OSError for a user who has none, or does not exist."""
+    if (user := path().parts[0]).startswith("~"):
+        key = "no home" if user == "~" else "no such user"
+        raise OSError(errno.ENOENT, SAID[key].format(user=user))
     return path().parent
 
 

@@ -55,32 +55,53 @@ class _TimeIsUp(BaseException):
 def within(seconds: float, job: Callable[[], None], left: Callable[[Left], None]) -> Stopped:
     """Run a job and see how it ended; what it lets out other than an Exception goes to `left`."""
 
-    def work() -> None:
-        try:
-            job()
-        except _TimeIsUp:
-            pass
-        except BaseException as error:  # sys.exit(), say
-            left(Left(type(error).__name__))
-
     stopped = Stopped()
-    thread = threading.Thread(target=work, name=LEARNERS, daemon=True)
+    thread = _Thread(job, left)
     thread.start()
     try:
         stopped.seconds = _wait(thread, seconds)
     finally:  # also when the learner interrupts the kernel
-        if thread.is_alive():
+        if thread.works():
             stopped.late = True
             stopped.stuck = not _stop(thread)
     return stopped
 
 
-def _wait(thread: threading.Thread, seconds: float) -> float:
+class _Thread(threading.Thread):
+    """A thread that says itself whether it works.
+
+    `is_alive` does not tell: when `join` is interrupted, Python 3.11 takes a thread for dead that
+    runs, and an endless loop would go on unseen.
+    """
+
+    def __init__(self, job: Callable[[], None], left: Callable[[Left], None]) -> None:
+        super().__init__(name=LEARNERS, daemon=True)
+        self._job, self._left = job, left
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        try:
+            self._job()
+        except _TimeIsUp:
+            pass
+        except BaseException as error:  # sys.exit(), say
+            self._left(Left(type(error).__name__))
+        finally:
+            self._ended.set()
+
+    def works(self) -> bool:
+        return self.is_alive() and not self._ended.is_set()
+
+    def wait(self, seconds: float) -> None:
+        self._ended.wait(seconds)
+
+
+def _wait(thread: _Thread, seconds: float) -> float:
     """Wait for a thread, at most so long; the seconds it took."""
     took = loading = 0.0
-    while thread.is_alive() and took < seconds and loading < MOST_LOADING:
+    while thread.works() and took < seconds and loading < MOST_LOADING:
         start, computed = time.perf_counter(), time.process_time()
-        thread.join(min(0.05, seconds - took))
+        thread.wait(min(0.05, seconds - took))
         passed, computed = time.perf_counter() - start, time.process_time() - computed
         counted = min(passed, max(computed, WAITING * passed))
         if _loads(thread):
@@ -101,15 +122,15 @@ def _loads(thread: threading.Thread) -> bool:
     return False
 
 
-def _stop(thread: threading.Thread) -> bool:
+def _stop(thread: _Thread) -> bool:
     """Raise _TimeIsUp in a thread, again and again, as it may be caught; whether it ended."""
     end = time.monotonic() + GRACE
-    while thread.is_alive() and time.monotonic() < end:
+    while thread.works() and time.monotonic() < end:
         _raise_in(thread.ident, ctypes.py_object(_TimeIsUp))
-        thread.join(0.02)
-    if thread.is_alive():
+        thread.wait(0.02)
+    if thread.works():
         _raise_in(thread.ident, None)
-    return not thread.is_alive()
+    return not thread.works()
 
 
 def _raise_in(ident: int | None, error: Any) -> None:

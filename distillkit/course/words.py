@@ -118,5 +118,6 @@ SAID = {
     "one begins.",
     "not kept": "Your progress cannot be kept in {path} ({why}), so it lasts as long as this "
     "session, or until that is mended. DISTILLKIT_HOME may name a folder of yours.",
+    "no home": "you have no folder of your own",
     "no such user": "there is no user of the name {user}",
 }
