@@ -22,7 +22,9 @@ def texts_by_loops(student, teacher, labels, alpha, T):
     soft, hard, count = 0.0, 0.0, 0
     for z, t, label in zip(student, teacher, labels.tolist(), strict=True):
         p = (t.detach() / T).softmax(0)
-        soft = soft + (p * (p.log() - (z / T).log_softmax(0))).sum()
+        log_q = (z / T).log_softmax(0)
+        pairs = zip(p, log_q, strict=True)
+        soft = soft + sum(each * (each.log() - log) for each, log in pairs if each > 0)
         if label != -100:
             hard, count = hard + z.logsumexp(0) - z[label], count + 1
     return alpha * T * T * soft / len(labels) + (1 - alpha) * hard / max(count, 1)

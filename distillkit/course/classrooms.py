@@ -8,6 +8,7 @@ models, a `.jsonl` file of texts in whose name {split} is filled in.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,8 +57,11 @@ class Classroom:
 
 
 def open_classroom(level: Level, *, train: int, test: int, seed: int = 0) -> Classroom:
-    """The texts of a level, so many to train on and to test on, and its encoders.
+    """The texts of a level, so many to train on and at most so many to test on, and its encoders.
 
+    A test text that stands word for word among those to train on is left out, and so is an intent
+    that training does not have. The others are shuffled, as a file may hold them class by class:
+    the first of them are a fair sample.
     Raises UserError when a model or the texts cannot be had.
     """
     if level.name != "gpu":
@@ -67,13 +71,20 @@ def open_classroom(level: Level, *, train: int, test: int, seed: int = 0) -> Cla
         bodies = {role: from_hub(f"encoder_{role}") for role in ("teacher", "student")}
     texts = {
         "train": load_intents(source, split="train", limit=train, seed=seed),
-        "test": load_intents(source, split="test", limit=test, seed=seed),
+        "test": load_intents(source, split="test", limit=None if bodies else 2 * test, seed=seed),
     }
     names = intents_of(texts["train"])
-    texts["test"] = [row for row in texts["test"] if row["intent"] in names]
+    unread = _unread(texts["test"], texts["train"], names)[: None if bodies else test]
+    texts["test"] = Random(seed).sample(unread, min(test, len(unread)))
     if bodies:
         tokenizer = classifier_from(bodies["student"], names)[1]
     else:
         tokenizer = train_text_tokenizer([row["text"] for row in texts["train"]], VOCABULARY)
     encoded = {split: encode_intents(tokenizer, rows, names) for split, rows in texts.items()}
     return Classroom(tokenizer, names, texts, encoded, bodies)
+
+
+def _unread(rows: list[Row], read: list[Row], names: list[str]) -> list[Row]:
+    """The rows whose text is not among those read, and whose intent is among the names."""
+    known = {row["text"] for row in read}
+    return [row for row in rows if row["intent"] in names and row["text"] not in known]

@@ -35,6 +35,8 @@ def unfit(exercise: Exercise, answer: Any) -> str:
     elif isinstance(right, str):
         fits = given in known(exercise)
     else:
+        if unknown := _unknown(given, exercise):
+            return SAID["unknown names"].format(names=unknown, expected=wanted)
         fits = isinstance(given, tuple) and sorted(map(str, given)) == sorted(known(exercise))
     return "" if fits else _type(type(answer).__name__, wanted)
 
@@ -42,6 +44,12 @@ def unfit(exercise: Exercise, answer: Any) -> str:
 def known(exercise: Exercise) -> list[Normal]:
     """The choices in the form in which they are compared."""
     return [normal(choice) for choice in exercise.choices]
+
+
+def _unknown(given: Normal, exercise: Exercise) -> str:
+    """The texts in an order that are no choices, in quotes."""
+    texts = [each for each in given if isinstance(each, str)] if isinstance(given, tuple) else []
+    return ", ".join(repr(each) for each in texts if each not in known(exercise))
 
 
 def _type(found: object, wanted: str) -> str:

@@ -67,6 +67,7 @@ SAID = {
     'check("{number}", {name}).',
     "not an answer": "This question wants an answer, not a function: {expected}.",
     "answer type": "Your answer ({found}) has not the form that is asked for: {expected}.",
+    "unknown names": "There is no {names} in the question. Asked for is {expected}.",
     "numbers wanted": "one number",
     "several wanted": "{count} numbers",
     "choice wanted": "one of {choices}",

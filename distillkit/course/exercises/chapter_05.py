@@ -1,4 +1,4 @@
-"""Exercises of chapter 05, a classifier: its loss, and how good it is."""
+"""Exercise of chapter 05, a classifier: its loss on texts with and without labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from distillkit import losses
 from distillkit.course.exercises import loops
 from distillkit.course.exercises.definition import Case, Exercise, Mutant, Property
 from distillkit.course.exercises.drawing import IGNORED, Draw
-from distillkit.course.exercises.losses_by_hand import Function, kl, mean_kl, nll
+from distillkit.course.exercises.losses_by_hand import (
+    Function,
+    cross_entropy,
+    kl,
+    mean_kl,
+    nll,
+)
 
 # 5.1 · texts with and without labels --------------------------------------------------------------
 
@@ -24,10 +30,13 @@ def _texts(draw: Draw, n: int, c: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _loss_cases(draw: Draw) -> list[Case]:
     shapes = ((5, 4, 0.3, 2.5), (8, 3, 0.9, 4.0), (4, 6, 0.6, 1.5), (7, 5, 1.0, 2.0))
-    return [
+    cases = [
         Case(f"N={n}, C={c}, α={alpha}, T={t}", (*_texts(draw, n, c), alpha, t))
         for n, c, alpha, t in shapes
     ]
+    student, teacher, labels = _texts(draw, 6, 4)
+    alone = (student, teacher, labels.fill_(IGNORED), 0.7, 3.0)
+    return [*cases, Case("N=6, C=4, α=0.7, T=3.0, and no label at all", alone)]
 
 
 def _loss_oracle(
@@ -55,19 +64,23 @@ def _loss_with(
     all_hard: bool = False,
     few_soft: bool = False,
     clamp: bool = True,
+    summed: bool = False,
+    softens: bool = True,
 ) -> Function:
     """The loss with one part replaced.
 
     swapped: alpha on the labels' term. all_hard: divided by all texts. few_soft: the teacher is
-    asked about the labelled texts alone. clamp: nothing is divided by zero.
+    asked about the labelled texts alone. clamp: nothing is divided by zero. summed: the soft term
+    is a sum over the texts. softens: logits are divided by T.
     """
 
     def loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, t: float) -> Tensor:
         mask = labels != IGNORED
         count = mask.sum().clamp(min=1) if clamp else mask.sum()
         weight = 1 - alpha if swapped else alpha
-        parts = soft(student, teacher.detach(), t)
+        parts = soft(student, teacher.detach(), t if softens else 1.0)
         mean = (parts * mask).sum() / count if few_soft else parts.mean()
+        mean = parts.sum() if summed else mean
         labelled = (hard(student, labels) * mask).sum() / (len(labels) if all_hard else count)
         result: Tensor = weight * t**power * mean + (1 - weight) * labelled
         return result
@@ -83,20 +96,53 @@ def _reverse(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return kl(teacher, student, temperature)
 
 
-def _no_label(loss: Function, draw: Draw) -> bool:
-    student, teacher, labels = _texts(draw, 6, 4)
-    student.requires_grad_()
-    value = loss(student, teacher, labels.fill_(IGNORED), 0.5, 2.0)
-    value.backward()
+def _of_probabilities(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    q, p = (logits / temperature for logits in (student, teacher))
+    return F.kl_div(q.softmax(-1), p.softmax(-1), reduction="none").sum(-1)
+
+
+def _square_on_both(
+    student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, t: float
+) -> Tensor:
+    result: Tensor = t**2 * _loss_with(power=0)(student, teacher, labels, alpha, t)
+    return result
+
+
+def _nothing(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, t: float) -> Tensor:
+    result: Tensor = _loss_with()(student, teacher, labels, alpha, t)
+    return result if (labels != IGNORED).any() else torch.zeros(())
+
+
+def _gradients(loss: Function, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, bool]:
+    """What arrives at the student's logits, and whether something arrives at the teacher's."""
+    student, teacher = (logits.clone().requires_grad_() for logits in batch[:2])
+    loss(student, teacher, batch[2], 0.3, 2.5).backward()
     assert student.grad is not None
-    return bool(torch.isfinite(value)) and bool(student.grad.abs().sum(-1).gt(0).all())
+    return student.grad, teacher.grad is not None and bool(teacher.grad.any())
+
+
+def _batches(draw: Draw) -> list[tuple[Tensor, Tensor, Tensor]]:
+    student, teacher, labels = _texts(draw, 6, 4)
+    return [(student, teacher, labels), (student, teacher, torch.full_like(labels, IGNORED))]
+
+
+def _student_hears(loss: Function, draw: Draw) -> bool:
+    return all(
+        torch.allclose(_gradients(loss, batch)[0], _gradients(_loss_with(), batch)[0], atol=1e-4)
+        for batch in _batches(draw)
+    )
 
 
 def _teacher_untouched(loss: Function, draw: Draw) -> bool:
+    return not any(_gradients(loss, batch)[1] for batch in _batches(draw))
+
+
+def _sure(loss: Function, draw: Draw) -> bool:
     student, teacher, labels = _texts(draw, 6, 4)
-    teacher.requires_grad_()
-    loss(student.requires_grad_(), teacher, labels, 0.5, 2.0).backward()
-    return teacher.grad is None or not teacher.grad.any()
+    batch = 200 * student, 200 * teacher, labels
+    return bool(torch.isfinite(loss(*batch, 0.3, 2.5))) and bool(
+        _gradients(loss, batch)[0].isfinite().all()
+    )
 
 
 TEXTS = Exercise(
@@ -118,15 +164,24 @@ TEXTS = Exercise(
     library=(losses.distillation_loss,),
     properties=(
         Property(
-            "no label at all",
-            _no_label,
-            "A batch without any label must still teach: the soft term remains, finite, and with a "
-            "gradient for every text. Clamp the number of labelled texts to 1.",
+            "a gradient to the student",
+            _student_hears,
+            "The values are right, but the gradient that reaches the student's logits is not the "
+            "loss's. Both terms must teach: no `.item()`, no `torch.no_grad()` around them, no "
+            "`detach` on the student's logits.",
         ),
         Property(
             "no gradient to the teacher",
             _teacher_untouched,
-            "The value is right, but a gradient reaches the teacher's logits: `detach` them first.",
+            "The value is right, but a gradient reaches the teacher's logits: `detach` them, also "
+            "where a batch has no label.",
+        ),
+        Property(
+            "logits that are hundreds apart",
+            _sure,
+            "The values are right until a probability is too small for a float and becomes 0: its "
+            "logarithm is -inf, and 0 · inf is NaN. Take `log_softmax`, not the `log` of a "
+            "`softmax`.",
         ),
     ),
     mutants=(
@@ -179,113 +234,63 @@ TEXTS = Exercise(
             "Clamp their number to 1.",
             "LMOps#38, a row with nothing to learn",
         ),
-    ),
-)
-
-# 5.2 · in scope, and out of it --------------------------------------------------------------------
-
-
-def _scope_cases(draw: Draw) -> list[Case]:
-    cases = []
-    for n, c in ((60, 5), (80, 4), (50, 8)):
-        logits, labels = draw.logits(n, c), draw.integers(n, below=c)
-        oos = int(draw.integers(1, below=c))
-        labels[: n // 4] = oos
-        right = draw.integers(n, below=10) < 6
-        logits[right, labels[right]] += 5.0
-        logits[n // 2 : n // 2 + 9, oos] += 9.0  # some in scope are taken for out of it
-        cases.append(Case(f"N={n}, C={c}, class {oos} out of scope", (logits, labels, oos)))
-    return cases
-
-
-def _scope_oracle(logits_NC: list[list[float]], labels_N: list[int], oos: int) -> list[float]:
-    right, total = {True: 0, False: 0}, {True: 0, False: 0}
-    for row, label in zip(logits_NC, labels_N, strict=True):
-        said = max(range(len(row)), key=row.__getitem__)
-        total[label != oos] += 1
-        right[label != oos] += said == label
-    return [right[True] / total[True], right[False] / total[False]]
-
-
-def _scored(
-    *, every: bool = False, precise: bool = False, kept: bool = False, closed: bool = False
-) -> Function:
-    """Both measures with one mistake; every: accuracy of all texts; kept: of those not called oos.
-
-    precise: precision out of scope for recall; closed: classes in scope compete alone.
-    """
-
-    def measures(logits: Tensor, labels: Tensor, oos: int) -> Tensor:
-        said = logits.argmax(-1)
-        known = logits.clone()
-        known[:, oos] = -torch.inf
-        named = known.argmax(-1) if closed else said
-        inside = labels != oos
-        counted = torch.ones_like(inside) if every else inside & (said != oos) if kept else inside
-        accuracy = (named == labels)[counted].double().mean()
-        out = said == oos
-        recall = (labels == oos)[out] if precise else out[~inside]
-        return torch.stack([accuracy, recall.double().mean()])
-
-    return measures
-
-
-def _by_class(logits: Tensor, labels: Tensor, oos: int) -> Tensor:
-    said = logits.argmax(-1)
-    each = [(said == labels)[labels == c].double().mean() for c in labels.unique() if c != oos]
-    return torch.stack([torch.stack(each).mean(), (said == oos)[labels == oos].double().mean()])
-
-
-SCOPE = Exercise(
-    number="5.2",
-    title="In scope, and out of it",
-    kind="write",
-    minutes=8,
-    difficulty=2,
-    hints=(
-        "`said = logits_NC.argmax(-1)` with *all* classes, and `inside = labels_N != oos`.",
-        "Accuracy: of the texts with `inside`, the share with `said == labels_N`. Recall: of the "
-        "others, the share with `said == oos`.",
-    ),
-    cases=_scope_cases,
-    oracle=_scope_oracle,
-    mutants=(
         Mutant(
-            "accuracy of all texts",
-            _scored(every=True),
-            "Your accuracy counts the texts out of scope as well, so it is two measures in one: a "
-            "model that finds all of them looks better at the rest. Count those in scope.",
-            "OVANet#2, whose accuracy of known classes took in others",
+            "nothing without labels",
+            _nothing,
+            "All values are right, until a batch comes in which no text has a label: you give 0. "
+            "The teacher still speaks about its texts, so the first term stays.",
+            "a reader",
         ),
         Mutant(
-            "precision",
-            _scored(precise=True),
-            "Your second number is the *precision*: of what was called out of scope, the share "
-            "that was. Recall asks how much of what is out of scope was found.",
-            "OpenLongTailRecognition-OLTR#24 and NRCan/geo-deep-learning#592, the two changed",
+            "soft term on labelled texts",
+            _loss_with(few_soft=True),
+            "Your soft term leaves out the texts without a label. These are what the teacher is "
+            "good for: its mean goes over all N.",
+            "a reader, who masked both terms alike",
         ),
         Mutant(
-            "rejected texts left out",
-            _scored(kept=True),
-            "Texts in scope that your model called out of scope are left out of the accuracy. "
-            "The visitor asked for something that the desk does and was sent away: an error.",
-            "mozilla/fathom#101, a denominator that depended on what was predicted",
+            "kl_div of probabilities",
+            _loss_with(soft=_of_probabilities),
+            "`F.kl_div` takes the *logarithm* of the student's probabilities as its first "
+            "argument. You gave it probabilities, and what comes out is no KL.",
+            "microsoft/ProDA#20 and matchmaker#18",
         ),
         Mutant(
-            "the class taken out",
-            _scored(closed=True),
-            "For the accuracy you let only the classes in scope compete. The model at work may say "
-            "`oos` too, and that costs accuracy: measure what it says.",
-            "a closed-set accuracy, as TL-Fault-Diagnosis-Library#20 names it",
+            "a cross-entropy for the KL",
+            _loss_with(soft=cross_entropy),
+            "Your soft term is the cross-entropy, -Σ p log q. Its gradient is the KL's, but its "
+            "value is too large by the teacher's entropy: subtract -Σ p log p.",
+            "torchtune's ForwardKLLoss, a cross-entropy by that name",
         ),
         Mutant(
-            "mean over classes",
-            _by_class,
-            "Your accuracy is a mean over classes: a class of three texts weighs as much as one of "
-            "three hundred. A useful measure, but not this one: every text counts the same.",
-            "OVANet#2, where the accuracy of known classes is a mean over classes",
+            "no temperature in the KL",
+            _loss_with(softens=False),
+            "T² is there, but the logits are not divided by T: soften both, the student's too, "
+            "before the softmax of the soft term.",
+            "a reader",
+        ),
+        Mutant(
+            "T for T²",
+            _loss_with(power=1),
+            "The soft term is multiplied by T. It is T²: the gradient of the KL shrinks by T "
+            "twice, once in `logits / T`, and once because the distributions come closer.",
+            "a reader",
+        ),
+        Mutant(
+            "T² on both terms",
+            _square_on_both,
+            "T² multiplies your labels' term as well. That one knows no temperature: put T² on the "
+            "soft term alone.",
+            "a reader, who closed the bracket too late",
+        ),
+        Mutant(
+            "a sum over the texts",
+            _loss_with(summed=True),
+            "Your soft term is a sum over the texts, N times too large: take its mean over all N "
+            '(`reduction="batchmean"`).',
+            "a reader",
         ),
     ),
 )
 
-EXERCISES = (TEXTS, SCOPE)
+EXERCISES = (TEXTS,)

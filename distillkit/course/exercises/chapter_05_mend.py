@@ -1,4 +1,4 @@
-"""Exercises of chapter 05, a classifier: the loop of the chapter to mend, and its zero."""
+"""Exercise of chapter 05, a classifier: the loop of the chapter to mend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distillkit.course.exercises import loops
 from distillkit.course.exercises.broken import chapter_05 as broken
-from distillkit.course.exercises.definition import OFFERED, Case, Exercise, Mutant
+from distillkit.course.exercises.definition import Case, Exercise, Mutant
 from distillkit.course.exercises.drawing import Draw
 from distillkit.course.exercises.losses_by_hand import Function
 
@@ -40,9 +40,9 @@ def _builder(student: Tensor, teacher: Tensor) -> Callable[[], tuple[Bag, Bag]]:
 def _train_cases(draw: Draw) -> list[Case]:
     cases = []
     for n, b, s, v, c, t, alpha in (
-        (4, 3, 5, 6, 4, 2.0, 0.5),
+        (4, 3, 5, 6, 4, 2.5, 0.3),
         (3, 4, 6, 5, 3, 4.0, 0.9),
-        (5, 2, 7, 8, 5, 1.5, 0.3),
+        (5, 2, 7, 8, 5, 1.5, 0.6),
     ):
         ids = draw.integers(n, b, s, below=v, least=1)
         ids[:, 0, s // 2 :] = 0  # padding
@@ -90,10 +90,28 @@ def _mean(table: list[list[float]], words: list[int]) -> list[float]:
     return [sum(table[word][c] for word in words) / len(words) for c in classes]
 
 
+def _kl_div(q: Tensor, p: Tensor) -> Tensor:
+    """The right one, of every class."""
+    return F.kl_div(F.log_softmax(q, -1), F.softmax(p, -1), reduction="none")
+
+
+def _of_probabilities(q: Tensor, p: Tensor) -> Tensor:
+    return F.kl_div(F.softmax(q, -1), F.softmax(p, -1), reduction="none")
+
+
+def _two_logarithms(q: Tensor, p: Tensor) -> Tensor:
+    return F.kl_div(F.log_softmax(q, -1), F.log_softmax(p, -1), reduction="none")
+
+
 def _training(
-    *, masked: tuple[bool, bool] = (True, True), logs: bool = True, summed: bool = True
+    *,
+    masked: tuple[bool, bool] = (True, True),
+    soft: Function = _kl_div,
+    reduced: Function = lambda parts: parts.sum() / len(parts),
 ) -> Function:
-    """The training mended in part. masked: student and teacher get the mask; logs: log_softmax."""
+    """The training mended in part. masked: student and teacher get the mask; soft and reduced:
+    the (B, C) numbers of the soft loss, and the one made of them.
+    """
 
     def train(
         build: Any, ids_NBS: Tensor, labels_NB: Tensor, alpha: float, t: float, rate: float
@@ -107,10 +125,8 @@ def _training(
                 model(ids, mask if has else None).logits
                 for model, has in zip((student, teacher), masked, strict=True)
             )
-            softened = F.log_softmax(q / t, -1) if logs else F.softmax(q / t, -1)
-            soft = F.kl_div(softened, F.softmax(p / t, -1), reduction="sum")
-            soft = soft / (len(labels) if summed else q.numel())
-            loss = alpha * t**2 * soft + (1 - alpha) * F.cross_entropy(q, labels)
+            taught = reduced(soft(q / t, p / t))
+            loss = alpha * t**2 * taught + (1 - alpha) * F.cross_entropy(q, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -152,35 +168,35 @@ MEND_LOOP = Exercise(
         ),
         Mutant(
             "probabilities",
-            _training(logs=False),
+            _training(soft=_of_probabilities),
             "Mask and reduction are mended. One fault is left: `F.kl_div` takes the *logarithm* of "
             "the student's probabilities as its first argument. What you minimise is no KL.",
             _LOGS,
         ),
         Mutant(
             "mean over classes",
-            _training(summed=False),
+            _training(reduced=torch.mean),
             "Mask and logarithm are mended. One fault is left: `.mean()` divides by B·C. "
             'Sum over the classes: `reduction="batchmean"`.',
             _MEAN,
         ),
         Mutant(
             "only the mask mended",
-            _training(logs=False, summed=False),
+            _training(soft=_of_probabilities, reduced=torch.mean),
             "Padding is masked, good. Two faults are left, both in `kl_div`: its first argument, "
             "and its reduction.",
             f"{_LOGS}; {_MEAN}",
         ),
         Mutant(
             "only the logarithm mended",
-            _training(masked=_NEITHER, summed=False),
+            _training(masked=_NEITHER, reduced=torch.mean),
             "The logarithm is there, good. Two faults are left: the reduction, and padding that is "
             "read like words.",
             f"{_MASK}; {_MEAN}",
         ),
         Mutant(
             "only the reduction mended",
-            _training(masked=_NEITHER, logs=False),
+            _training(masked=_NEITHER, soft=_of_probabilities),
             "The reduction is right, good. Two faults are left: the first argument of `kl_div`, "
             "and padding that is read like words.",
             f"{_MASK}; {_LOGS}",
@@ -192,77 +208,37 @@ MEND_LOOP = Exercise(
             "what it makes of it. Both need it.",
             _MASK,
         ),
-    ),
-)
-
-# 5.4 · what a loss is at its best -----------------------------------------------------------------
-
-LOSSES = ("KL", "cross-entropy", "kl_div of probabilities", "its mean")
-_P = (0.5, 0.25, 0.25)
-
-
-def at_equality() -> list[str]:
-    """The four losses where the student is the teacher, the least first."""
-    logits = torch.tensor(_P, dtype=torch.float64).log().unsqueeze(0)
-    p, log_p = logits.softmax(-1), logits.log_softmax(-1)
-    wrong = F.kl_div(p, p, reduction="batchmean").item()
-    values = {
-        "KL": loops.kl(log_p[0].tolist(), log_p[0].tolist()),
-        "cross-entropy": -(p * log_p).sum().item(),
-        "kl_div of probabilities": wrong,
-        "its mean": wrong / len(_P),
-    }
-    return sorted(LOSSES, key=values.__getitem__)
-
-
-ZERO = Exercise(
-    number="5.4",
-    title="What does a perfect student cost?",
-    kind="predict",
-    minutes=5,
-    difficulty=2,
-    hints=(
-        "Only one of the four is 0 there. `kl_div(input, target)` is the sum of "
-        "`target * (log(target) - input)`: put probabilities in for `input`, and look at its sign.",
-        "It is minus the entropy, about -1.04, minus the sum of p², 0.375. Its mean is a third.",
-    ),
-    choices=LOSSES,
-    oracle=at_equality,
-    mutants=(
         Mutant(
-            "a KL is the least",
-            ["KL", "its mean", "kl_div of probabilities", "cross-entropy"],
-            "No KL is below 0, but `kl_div` of probabilities is not a KL: at this place it is "
-            "-1.41, and a loop that minimises it goes lower still.",
-            "Knowledge-Distillation-Zoo#12, where somebody wonders about a negative loss",
+            "a student without mask",
+            _training(masked=(False, True)),
+            "The teacher gets the mask, the student does not: it learns from the padding as well. "
+            "Both need it.",
+            _MASK,
         ),
         Mutant(
-            "the mean is smaller",
-            ["its mean", "kl_div of probabilities", "KL", "cross-entropy"],
-            "A mean is nearer to 0 than its sum; below 0 that makes it the larger of the two.",
-            OFFERED,
+            "a sum over the texts",
+            _training(reduced=torch.sum),
+            "Mask and logarithm are mended, and the classes are summed. But so are the texts: the "
+            'soft term is B times too large. `reduction="batchmean"` divides by B.',
+            "a reader, who wrote `.sum()` for `.mean()`",
         ),
         Mutant(
-            "a cross-entropy is below",
-            ["kl_div of probabilities", "its mean", "cross-entropy", "KL"],
-            "A cross-entropy is the KL *plus* the teacher's entropy, which is above 0 unless the "
-            "teacher is certain.",
-            "torchtune's ForwardKLLoss, a cross-entropy by that name",
+            "teacher and student exchanged",
+            _training(soft=lambda q, p: _kl_div(p, q)),
+            "Mask and reduction are mended, and `kl_div` gets a logarithm: the teacher's. The "
+            "first argument is the *student's* logarithm, the second the teacher's probabilities; "
+            "yours is KL(q‖p).",
+            "paiml/aprender PR#2153",
         ),
         Mutant(
-            "the greatest first",
-            ["cross-entropy", "KL", "its mean", "kl_div of probabilities"],
-            "These are in order, the greatest first. The least comes first.",
-            OFFERED,
-        ),
-        Mutant(
-            "by distance from zero",
-            ["KL", "its mean", "cross-entropy", "kl_div of probabilities"],
-            "That is their order without their signs. Two of them are below 0, and an optimizer "
-            "goes where it is lowest.",
-            "Knowledge-Distillation-Zoo#12, whose sign was the only symptom",
+            "two logarithms",
+            _training(soft=_two_logarithms),
+            "You gave `kl_div` two logarithms. Its second argument is the teacher's "
+            "*probabilities*, unless you say `log_target=True`: the logarithm of a negative number "
+            "is NaN.",
+            "a reader",
         ),
     ),
 )
 
-EXERCISES = (MEND_LOOP, ZERO)
+EXERCISES = (MEND_LOOP,)
