@@ -207,17 +207,18 @@ def dot_rows(
     title: str,
     xlabel: str,
     role: str = "distilled",
+    others: Mapping[str, str] | None = None,
     levels: Mapping[str, float] | None = None,
 ) -> Figure:
     """A share measured under each of several names, one row each: a mark a seed, a bar the mean.
 
-    rows: name -> its values of 0 to 1, in the order from top to bottom. levels: role -> a vertical
-    line to compare with.
+    rows: name -> its values of 0 to 1, in the order from top to bottom. others: name -> its role,
+    where a row has another one. levels: role -> a vertical line to compare with.
     """
     figure, axes = _new(title, xlabel, "")
     figure.set_size_inches(7.2, 1.5 + 0.32 * len(rows))
-    look = _role(role)
-    for place, values in enumerate(rows.values()):
+    for place, (name, values) in enumerate(rows.items()):
+        look = _role((others or {}).get(name, role))
         axes.barh(place, np.mean(values), color=look.colour, alpha=0.25, height=0.6)
         axes.plot(values, [place] * len(values), look.marker, color=look.colour, alpha=0.8)
     for each, value in (levels or {}).items():

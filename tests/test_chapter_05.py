@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from distillkit.course.classifier_results import (
     clinc_so_far,
+    intent_duels,
     intent_runs,
     repaired_runs,
     teacher_entropy,
@@ -142,6 +143,26 @@ def test_intents_of_one_setting_alone(tmp_path):
     (tmp_path / "05_front_desk_intents.json").write_text(json.dumps({"runs": runs}))
     assert intent_runs("labels", tmp_path, texts=300, steps=300) == [0.1]
     assert intent_runs("distilled", tmp_path, steps=900) == []
+
+
+def test_a_duel_has_the_labels_of_the_same_steps_and_rate(tmp_path):
+    base = {"texts": 300, "steps": 300, "rate": 0.005, "alpha": 0.0, "temperature": 1.0}
+    soft = base | {"alpha": 0.9, "temperature": 2.0}
+
+    def run(arm, accuracy, setting):
+        return {"arm": arm, "setting": setting, "test": {"accuracy": accuracy}}
+
+    runs = [
+        run("labels", 0.1, base),
+        run("distilled", 0.2, soft),
+        run("distilled", 0.3, soft | {"temperature": 4.0}),
+        run("labels", 0.4, base | {"steps": 900}),
+        run("distilled", 0.5, soft | {"steps": 900}),
+    ]
+    (tmp_path / "05_front_desk_intents.json").write_text(json.dumps({"runs": runs}))
+    found = intent_duels(tmp_path)
+    assert found["as above"] == ([0.2], [0.1]) and found["T = 4"] == ([0.3], [0.1])
+    assert found["900 steps"] == ([0.5], [0.4]) and found["rate 0.002"] == ([], [])
 
 
 def test_the_teachers_entropy_is_read(tmp_path):

@@ -65,6 +65,18 @@ def test_below_level_gpu_it_is_the_front_desk(name, tmp_path):
     assert one_step(room, tmp_path) > 0
 
 
+@pytest.mark.parametrize("level", ["cpu", "gpu"])
+def test_no_test_text_stands_in_training_and_the_order_is_drawn(level, local, monkeypatch):
+    rows = [{"text": f"text {n}", "intent": "one" if n < 40 else "oos"} for n in range(80)]
+    given = {"train": rows[::4], "test": rows}
+    monkeypatch.setattr(classrooms, "load_intents", lambda *_, split, **__: given[split])
+    room = classrooms.open_classroom(Level(level), train=20, test=50)
+    texts = [row["text"] for row in room.texts["test"]]
+    assert len(set(texts)) == 50 and not set(texts) & {row["text"] for row in given["train"]}
+    assert texts != [row["text"] for row in rows if row["text"] in texts]
+    assert 5 < sum(row["intent"] == "oos" for row in room.texts["test"][:25]) < 20 or level == "cpu"
+
+
 def test_at_level_gpu_they_come_from_where_the_settings_say(local, tmp_path):
     room = classrooms.open_classroom(Level("gpu"), train=60, test=20)
     teacher, student = room.model("teacher"), room.model("student")

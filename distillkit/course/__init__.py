@@ -14,6 +14,7 @@ Neither brings torch along: the exercises load when the first one is checked.
 from distillkit.course.checking import check, hint, progress, reset, solution
 from distillkit.course.classifier_results import (
     clinc_so_far,
+    intent_duels,
     intent_runs,
     repaired_runs,
     teacher_entropy,
@@ -70,6 +71,7 @@ __all__ = [
     "inside_runs",
     "inside_table",
     "inside_verdicts",
+    "intent_duels",
     "intent_runs",
     "intents_table",
     "machine_check",

@@ -8,6 +8,15 @@ from typing import Any
 from distillkit.course.results import RESULTS, clinc_table, recorded
 from distillkit.errors import UserError
 
+CHANGES: dict[str, dict[str, float]] = {
+    "as above": {},
+    "T = 1": {"temperature": 1.0},
+    "T = 4": {"temperature": 4.0},
+    "alpha 0.5": {"alpha": 0.5},
+    "900 steps": {"steps": 900},
+    "rate 0.002": {"rate": 0.002},
+}
+
 
 def repaired_runs(
     kind: str, folder: Path = RESULTS, *, measure: str = "accuracy"
@@ -40,6 +49,23 @@ def intent_runs(arm: str, folder: Path = RESULTS, **setting: Any) -> list[float]
         and not run["setting"].get("smoothing")
         and setting.items() <= run["setting"].items()
     ]
+
+
+def intent_duels(folder: Path = RESULTS) -> dict[str, tuple[list[float], list[float]]]:
+    """What was changed -> accuracy in new towns of the distilled and of the labels' student.
+
+    Both have 300 labelled texts; a number a seed, in one order.
+    """
+    base = {"texts": 300, "steps": 300, "rate": 0.005, "alpha": 0.9, "temperature": 2.0}
+    found = {}
+    for name, change in CHANGES.items():
+        its = base | change
+        alone = its | {"alpha": 0.0, "temperature": 1.0}
+        found[name] = (
+            intent_runs("distilled", folder, **its),
+            intent_runs("labels", folder, **alone),
+        )
+    return found
 
 
 def teacher_entropy(part: str = "train", folder: Path = RESULTS) -> dict[str, float]:
