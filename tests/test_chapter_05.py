@@ -16,6 +16,7 @@ from distillkit.course.classifier_results import (
     intent_duels,
     intent_runs,
     repaired_runs,
+    shares_of,
     teacher_entropy,
 )
 from distillkit.course.exercises.chapter_05_mend import Bag
@@ -128,6 +129,10 @@ def test_runs_are_read_in_the_order_of_their_seeds(tmp_path):
     (tmp_path / "05_repairs.json").write_text(json.dumps({"runs": runs}))
     assert repaired_runs("repaired", tmp_path) == {"labels": [0.25, 0.5]}
     assert repaired_runs("put back", tmp_path) == {"labels": [0.1]}
+
+
+def test_a_mean_stands_beside_its_runs():
+    assert shares_of([0.6, 0.8]) == "70.0% (60.0%, 80.0%)"
 
 
 def test_intents_of_one_setting_alone(tmp_path):

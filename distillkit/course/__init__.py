@@ -17,6 +17,7 @@ from distillkit.course.classifier_results import (
     intent_duels,
     intent_runs,
     repaired_runs,
+    shares_of,
     teacher_entropy,
 )
 from distillkit.course.headlines import headline
@@ -87,6 +88,7 @@ __all__ = [
     "repaired_runs",
     "reset",
     "run_level",
+    "shares_of",
     "solution",
     "speakers",
     "stages_table",

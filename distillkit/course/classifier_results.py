@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ def repaired_runs(
         if run["kind"] == kind:
             found.setdefault(run["name"], []).append(run[measure])
     return found
+
+
+def shares_of(runs: Sequence[float]) -> str:
+    """The mean of some shares, and each: "70.0% (60.0%, 80.0%)"."""
+    return f"{sum(runs) / len(runs):.1%} ({', '.join(f'{run:.1%}' for run in runs)})"
 
 
 def intent_runs(arm: str, folder: Path = RESULTS, **setting: Any) -> list[float]:
