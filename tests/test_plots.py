@@ -304,3 +304,15 @@ def test_an_unknown_role_is_refused():
 
 def _line(figure, label):
     return next(line for line in figure.axes[0].lines if line.get_label() == label)
+
+
+def test_a_row_may_have_another_role():
+    figure = dot_rows(
+        {"a": [0.5], "b": [0.6]},
+        title="one row is right",
+        xlabel="share",
+        role="wrong",
+        others={"a": "right"},
+    )
+    first, second = (line.get_color() for line in figure.axes[0].lines)
+    assert (first, second) == (ROLES["right"].colour, ROLES["wrong"].colour)
