@@ -189,7 +189,8 @@ def _because(bench: Bench) -> str:
 
 def _unknown(bench: Bench) -> str:
     if bench.exercise.kind != "predict":
-        return _said("closer", bench.exercise)
+        shown = isinstance(bench.targets[0], Tensor)  # lists of two lengths have no picture
+        return _said("closer" if shown else "not shown", bench.exercise)
     [goal] = bench.targets
     if isinstance(goal, Tensor):
         key = "wrong numbers" if goal.dim() else "wrong number"

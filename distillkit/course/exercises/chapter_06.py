@@ -1,12 +1,8 @@
-"""Exercises of chapter 06, inside the network: which layers stand beside which, and the cosine."""
+"""Exercises of chapter 06, inside the network: which layers stand beside which."""
 
 from __future__ import annotations
 
-import math
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import operator
 
 from distillkit import features
 from distillkit.course.exercises.definition import Case, Exercise, Mutant, Property
@@ -64,6 +60,35 @@ def _spread(mine: int, its: int) -> Maps:
     return copied, [0, *(layer + 1 for layer in copied)]
 
 
+def _spread_apart(mine: int, its: int) -> Maps:
+    return _spread(mine, its)[0], _map_oracle(mine, its)[1]
+
+
+def _first_ones(mine: int, its: int) -> Maps:
+    return list(range(mine)), list(range(mine + 1))
+
+
+def _exchanged(mine: int, its: int) -> Maps:
+    copied, states = _map_oracle(mine, its)
+    return states, copied
+
+
+def _wrong_stride(mine: int, its: int) -> Maps:
+    states = [layer * mine for layer in range(mine + 1)]
+    return [state - 1 for state in states[1:]], states
+
+
+def _without_the_last(mine: int, its: int) -> Maps:
+    copied, states = _map_oracle(mine, its)
+    return copied, states[:-1]
+
+
+def _whole_numbers(layer_map: Function, draw: Draw) -> bool:
+    mine = int(draw.integers(1, below=6, least=2))
+    found = [operator.index(each) for part in layer_map(mine, 3 * mine) for each in part]
+    return len(found) == 2 * mine + 1
+
+
 LAYERS = Exercise(
     number="6.1",
     title="Which of the teacher's layers?",
@@ -82,6 +107,14 @@ LAYERS = Exercise(
     cases=_map_cases,
     oracle=_map_oracle,
     library=(features.uniform_layers, features.layers_to_copy),
+    properties=(
+        Property(
+            "whole numbers",
+            _whole_numbers,
+            "The values are right, but they are floats: `stack[3.0]` is an error. Divide with "
+            "`//`; L is a multiple of M.",
+        ),
+    ),
     mutants=(
         Mutant(
             "layers for states",
@@ -128,172 +161,42 @@ LAYERS = Exercise(
             "the same number of teacher layers. Here each group gives its last one.",
             "transformers#3585, where DistilBERT's layers are asked about",
         ),
-    ),
-)
-
-# 6.2 · the cosine of real tokens ------------------------------------------------------------------
-
-
-def _states(draw: Draw, b: int, s: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Two hidden states that are somewhat alike, and a mask with padding."""
-    teacher = draw.logits(b, s, d)
-    student = 3.0 * teacher + draw.logits(b, s, d, scale=8.0)
-    return student, teacher, draw.mask(b, s).long()
-
-
-def _cosine_cases(draw: Draw) -> list[Case]:
-    shapes = ((3, 5, 4), (4, 7, 6), (2, 6, 9))
-    return [Case(f"B={b}, S={s}, D={d}", _states(draw, b, s, d)) for b, s, d in shapes]
-
-
-def _cosine_oracle(
-    student_BSD: list[list[list[float]]],
-    teacher_BSD: list[list[list[float]]],
-    mask_BS: list[list[int]],
-) -> float:
-    total, count = 0.0, 0
-    for mine, its, real in zip(student_BSD, teacher_BSD, mask_BS, strict=True):
-        for h, t, counts in zip(mine, its, real, strict=True):
-            if counts:
-                total += 1 - _dot(h, t) / math.sqrt(_dot(h, h) * _dot(t, t))
-                count += 1
-    return total / count
-
-
-def _dot(a: list[float], b: list[float]) -> float:
-    return sum(x * y for x, y in zip(a, b, strict=True))
-
-
-def _away(student: Tensor, teacher: Tensor) -> Tensor:
-    return 1 - F.cosine_similarity(student, teacher, dim=-1)
-
-
-def _with_padding(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    return _away(student, teacher).mean()
-
-
-def _divided_by_all(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    return (_away(student, teacher) * mask).mean()
-
-
-def _all_by_real(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    return _away(student, teacher).sum() / mask.sum()
-
-
-def _mean_of_means(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    return ((_away(student, teacher) * mask).sum(1) / mask.sum(1)).mean()
-
-
-def _over_tokens(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    real = mask.unsqueeze(-1)
-    return (1 - F.cosine_similarity(student * real, teacher * real, dim=1)).mean()
-
-
-def _minus(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    return (_away(student, teacher)[mask.bool()] - 1).mean()
-
-
-def _as_one_vector(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    real = mask.bool()
-    return _away(student[real].flatten(), teacher[real].flatten())
-
-
-def _padding_is_free(loss: Function, draw: Draw) -> bool:
-    student, teacher, mask = _states(draw, 3, 5, 4)
-    clean = loss(student, teacher, mask)
-    student[mask == 0], teacher[mask == 0] = torch.inf, torch.nan
-    return bool(torch.isclose(clean, loss(student, teacher, mask)))
-
-
-def _teacher_untouched(loss: Function, draw: Draw) -> bool:
-    student, teacher, mask = _states(draw, 3, 5, 4)
-    teacher.requires_grad_()
-    loss(student.requires_grad_(), teacher, mask).backward()
-    return bool(student.grad is not None and student.grad.any()) and (
-        teacher.grad is None or not teacher.grad.any()
-    )
-
-
-COSINE = Exercise(
-    number="6.2",
-    title="DistilBERT's cosine, of real tokens",
-    kind="write",
-    minutes=8,
-    difficulty=2,
-    hints=(
-        "`real = mask_BS.bool()`, and `student_BSD[real]` is (N, D): the N real tokens alone.",
-        "`F.cosine_similarity(a, b, dim=-1)` compares along D. One minus it, and the mean over "
-        "the N tokens. `detach` the teacher's states.",
-    ),
-    cases=_cosine_cases,
-    oracle=_cosine_oracle,
-    library=(features.hidden_cosine,),
-    properties=(
-        Property(
-            "padding does not matter",
-            _padding_is_free,
-            "The values are right, but what stands at padding still matters: with infinities and "
-            "NaN there the loss is no longer the same. Zero times NaN is NaN: select the real "
-            "tokens, do not multiply by the mask.",
-        ),
-        Property(
-            "a gradient to the student alone",
-            _teacher_untouched,
-            "The value is right, but the gradient is not: it must reach the student's states, and "
-            "not the teacher's. `detach` the teacher's.",
-        ),
-    ),
-    mutants=(
         Mutant(
-            "padding counted",
-            _with_padding,
-            "You take the mean over all tokens, padding included. What a model computes at padding "
-            "is nothing to learn, and it is different in every batch.",
-            "NVIDIA/Model-Optimizer PR#892, where the cosine skips the mask; optipfair#34",
+            "spread to begin from",
+            _spread_apart,
+            "The states are right. Your layers are spread from the first to the last: the chapter "
+            "measures that this is the better *beginning*. Here each of them must leave the state "
+            "that it is compared with, so it is the last of its group.",
+            "chapter 06, where a student begins so; transformers#3585",
         ),
         Mutant(
-            "divided by all",
-            _divided_by_all,
-            "Padding is masked, but you divide by B·S: the more padding, the smaller the loss. "
-            "Divide by the number of real tokens.",
-            "Fast-LLM#344",
+            "the first layers",
+            _first_ones,
+            "You took the teacher's first layers, one for each of the student's. The student's "
+            "last layer must leave what the teacher's *last* one leaves.",
+            "a reader: `hidden_states` zipped, which ends with the shorter of the two",
         ),
         Mutant(
-            "all tokens over the real ones",
-            _all_by_real,
-            "You sum over *all* tokens and divide by the number of real ones: padding counts, and "
-            "makes the loss larger. Mask the numerator as well.",
-            "Liger-Kernel PR#1478, the same in its cosine loss",
+            "the lists exchanged",
+            _exchanged,
+            "Both lists are right, in the other order: first the M layers to copy, then the M + 1 "
+            "states.",
+            "a reader",
         ),
         Mutant(
-            "mean of means",
-            _mean_of_means,
-            "You take the mean of each text and then the mean of these: a token of a short text "
-            "weighs more. Every real token counts the same.",
-            "trl#4719, mean of means over micro-batches",
+            "groups of the wrong size",
+            _wrong_stride,
+            "You count in steps of M, the number of groups. A *group* has L / M layers.",
+            "a reader",
         ),
         Mutant(
-            "along the tokens",
-            _over_tokens,
-            "Your cosine runs along the tokens (`dim=1` is the default of `F.cosine_similarity`). "
-            "A token's state is a vector of D numbers: compare along the last axis.",
-            "facebookresearch/WMReward#11",
-        ),
-        Mutant(
-            "minus the cosine",
-            _minus,
-            "This is minus the cosine: the same gradient, but -1 where the two agree. With "
-            "1 - cos the loss is 0 there, and you can see how far you are.",
-            "lightly PR#570, where it is the convention",
-        ),
-        Mutant(
-            "one long vector",
-            _as_one_vector,
-            "You made one vector of all tokens together: then long states decide, and short ones "
-            "are hardly heard. Every token has a cosine of its own.",
-            "mdswyz/DMD#2, where states are flattened to fit the loss",
+            "without the last state",
+            _without_the_last,
+            "The layers are right, but the last state has no partner: `range(0, L, L // M)` stops "
+            "before L. What the last layer leaves is `hidden_states[L]`.",
+            "a reader",
         ),
     ),
 )
 
-EXERCISES = (LAYERS, COSINE)
+EXERCISES = (LAYERS,)

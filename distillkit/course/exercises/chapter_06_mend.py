@@ -1,10 +1,8 @@
-"""Exercises of chapter 06, inside the network: DistilBERT's loss to mend, and sizes to predict."""
+"""Exercises of chapter 06, inside the network: DistilBERT's loss to mend."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 
 from distillkit.course.exercises import loops
 from distillkit.course.exercises.broken import chapter_06 as broken
-from distillkit.course.exercises.definition import OFFERED, Case, Exercise, Mutant
+from distillkit.course.exercises.definition import Case, Exercise, Mutant, Property
 from distillkit.course.exercises.drawing import IGNORED, Draw
 from distillkit.course.exercises.losses_by_hand import Function
 
@@ -22,7 +20,9 @@ from distillkit.course.exercises.losses_by_hand import Function
 
 
 class Filler(nn.Module):
-    """The smallest model that fills gaps: each token has its states, looked up; no context.
+    """The smallest model that fills gaps: each token has its states, looked up, plus a context.
+
+    The context of a text is the mean of its real tokens' states: it hangs on the attention mask.
 
     states: (L + 1, V, D), one table for each place; head: (V, D), from the last state to logits.
     """
@@ -31,9 +31,15 @@ class Filler(nn.Module):
         super().__init__()
         self.states, self.head = nn.Parameter(states.clone()), nn.Parameter(head.clone())
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-        """(B, S) ids -> an object with `logits` and `hidden_states`, as in transformers."""
-        states = tuple(table[input_ids] for table in self.states)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+        """(B, S) ids -> an object with `logits` and `hidden_states`, as in transformers.
+
+        Without a mask every token counts as real, as there.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        share = (mask / mask.sum(1, keepdim=True)).to(self.states.dtype).unsqueeze(1)
+        found = [table[input_ids] for table in self.states]
+        states = tuple(own + share @ own for own in found)
         return SimpleNamespace(logits=states[-1] @ self.head.T, hidden_states=states)
 
 
@@ -69,8 +75,9 @@ def _triple_oracle(
 ) -> float:
     soft, hard, cosine = [], [], []
     for ids, mask, labels in zip(ids_BS, mask_BS, labels_BS, strict=True):
+        context = [token for token, real in zip(ids, mask, strict=True) if real]
         for token, real, label in zip(ids, mask, labels, strict=True):
-            (h, z), (t, y) = (_looked_up(model, token) for model in (student, teacher))
+            (h, z), (t, y) = (_looked_up(model, token, context) for model in (student, teacher))
             if label != IGNORED:
                 hard.append(-loops.log_softmax(z)[label])
             if real:
@@ -80,9 +87,13 @@ def _triple_oracle(
     return weights[0] * T**2 * means[0] + weights[1] * means[1] + weights[2] * means[2]
 
 
-def _looked_up(model: Any, token: int) -> tuple[list[float], list[float]]:
-    """The last state of a token, and its logits."""
-    state = model.states[-1][token].tolist()
+def _looked_up(model: Any, token: int, context: list[int]) -> tuple[list[float], list[float]]:
+    """The last state of a token among others, and its logits."""
+    table = model.states[-1].tolist()
+    state = [
+        own + sum(table[other][d] for other in context) / len(context)
+        for d, own in enumerate(table[token])
+    ]
     return state, [_dot(state, row) for row in model.head.tolist()]
 
 
@@ -90,8 +101,21 @@ def _dot(a: list[float], b: list[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True))
 
 
-def _loss_with(*, last: str = "last", masked: bool = True, power: int = 2) -> Function:
-    """The loss mended in part. last: which of the teacher's states; masked: in the cosine."""
+def _loss_with(
+    *,
+    last: str = "last",
+    cosine_over: str = "real",
+    soft_over: str = "real",
+    power: int = 2,
+    all_terms: bool = False,
+    context: str = "real",
+) -> Function:
+    """The loss mended in part.
+
+    last: which of the teacher's states. cosine_over, soft_over: the tokens of a mean; "all" counts
+    padding, "zeros" as well, with nothing in it. power: of T. all_terms: T² on each of the three.
+    context: what the models are told of padding.
+    """
 
     def loss(
         student: Any,
@@ -102,18 +126,40 @@ def _loss_with(*, last: str = "last", masked: bool = True, power: int = 2) -> Fu
         weights: Any,
         t: float,
     ) -> Tensor:
-        q, p = student(ids, mask), teacher(ids, mask)
-        real = mask.bool()
-        log_q, log_p = ((x.logits[real] / t).log_softmax(-1) for x in (q, p))
-        soft = t**power * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+        told = mask if context == "real" else None
+        q, p = student(ids, told), teacher(ids, told)
+        log_q, log_p = ((x.logits / t).log_softmax(-1) for x in (q, p))
+        places = {"real": mask.bool(), "gaps": labels != IGNORED, "all": mask >= 0}
+        soft = (log_p.exp() * (log_p - log_q)).sum(-1)[places[soft_over]].mean()
         hard = F.cross_entropy(q.logits.flatten(0, 1), labels.flatten())
-        place = {"last": -1, "same": len(q.hidden_states) - 1, "before": -2}[last]
-        cosine = 1 - F.cosine_similarity(q.hidden_states[-1], p.hidden_states[place], dim=-1)
-        away = cosine[real].mean() if masked else cosine.mean()
-        result: Tensor = weights[0] * soft + weights[1] * hard + weights[2] * away
+        mine = -2 if last == "both before" else -1
+        its = {"last": -1, "same": len(q.hidden_states) - 1}.get(last, -2)
+        cosine = 1 - F.cosine_similarity(q.hidden_states[mine], p.hidden_states[its], dim=-1)
+        away = (cosine * mask).mean() if cosine_over == "zeros" else None
+        away = cosine[places[cosine_over]].mean() if away is None else away
+        others = weights[1] * hard + weights[2] * away
+        result: Tensor = t**power * weights[0] * soft + (t**2 if all_terms else 1) * others
         return result
 
     return loss
+
+
+def _every_term_teaches(loss: Function, draw: Draw) -> bool:
+    student, teacher, *texts, _, t = _triple_cases(draw)[0].arguments
+    for term in range(3):
+        student.zero_grad()
+        weights = tuple(float(each == term) for each in range(3))
+        loss(student, teacher, *texts, weights, t).backward()
+        if student.states.grad is None or not student.states.grad.any():
+            return False
+    return True
+
+
+def _stays_in_training(loss: Function, draw: Draw) -> bool:
+    case = _triple_cases(draw)[1]
+    loss(*case.arguments)
+    student, teacher = case.arguments[:2]
+    return bool(student.training and not teacher.training)
 
 
 _INDEX = "sparseml PR#1272 and huawei-noah/Pretrained-Language-Model#166, a state by its number"
@@ -138,6 +184,22 @@ MEND_TRIPLE = Exercise(
     cases=_triple_cases,
     oracle=_triple_oracle,
     given=broken.triple_loss,
+    properties=(
+        Property(
+            "a gradient from each term",
+            _every_term_teaches,
+            "The values are right, but with one of the three weights alone no gradient arrives at "
+            "the student: you detached that term, or left the tensors on the way. No `.detach()`, "
+            "`.item()` or `torch.no_grad()` on what the student computes.",
+        ),
+        Property(
+            "the student stays in training",
+            _stays_in_training,
+            "The values are right, but after your loss the student is no longer in training (or "
+            "the teacher is): `eval()` switches its dropout off for good. A loss leaves the modes "
+            "of its models alone.",
+        ),
+    ),
     mutants=(
         Mutant(
             "the same number",
@@ -149,7 +211,7 @@ MEND_TRIPLE = Exercise(
         ),
         Mutant(
             "padding in the cosine",
-            _loss_with(masked=False),
+            _loss_with(cosine_over="all"),
             "The state and T² are mended. One fault is left: the cosine's mean counts padding.",
             _PADDING,
         ),
@@ -162,7 +224,7 @@ MEND_TRIPLE = Exercise(
         ),
         Mutant(
             "only the state mended",
-            _loss_with(masked=False, power=0),
+            _loss_with(cosine_over="all", power=0),
             "The right state of the teacher, good. Two faults are left: padding counts in the "
             "cosine, and a factor is missing.",
             f"{_PADDING}; {_POWER}",
@@ -176,7 +238,7 @@ MEND_TRIPLE = Exercise(
         ),
         Mutant(
             "only the factor mended",
-            _loss_with(last="same", masked=False),
+            _loss_with(last="same", cosine_over="all"),
             "T² is there, good. Two faults are left, both in the cosine: whose last state, and "
             "which tokens.",
             f"{_INDEX}; {_PADDING}",
@@ -189,98 +251,50 @@ MEND_TRIPLE = Exercise(
             "there are layers.",
             "goombalab/phi-mamba#4, where somebody stumbles over it",
         ),
-    ),
-)
-
-# 6.5 · how large is a hidden state ----------------------------------------------------------------
-
-PLACES = ("embeddings", "after layer 2", "before the final norm", "after the final norm")
-
-
-@cache
-def mean_squares() -> dict[str, float]:
-    """Of the shipped teacher's hidden states, at four places, in one conversation."""
-    from distillkit.chat import encode
-    from distillkit.dialogues import front_desk
-    from distillkit.features import After
-    from distillkit.inside import looking_inside
-    from distillkit.models import load_model
-
-    teacher, tokenizer = load_model("front-desk-teacher")
-    [row] = front_desk(1, seed=8, split="test")
-    ids = torch.tensor([encode(tokenizer, row["messages"])["input_ids"]])
-    places = [After(0), After(2), After(4), After(4, normed=True)]
-    with torch.no_grad(), looking_inside(teacher, places) as seen:
-        teacher(ids)
-    squares = [seen.hidden[place].square().mean().item() for place in places]
-    return dict(zip(PLACES, squares, strict=True))
-
-
-def by_size() -> list[str]:
-    """The places, the smallest states first."""
-    return sorted(PLACES, key=mean_squares().__getitem__)
-
-
-def _moved(name: str, to: int) -> Callable[[], list[str]]:
-    def order() -> list[str]:
-        rest = [place for place in by_size() if place != name]
-        return [*rest[:to], name, *rest[to:]]
-
-    return order
-
-
-SIZES = Exercise(
-    number="6.5",
-    title="How large is a hidden state?",
-    kind="predict",
-    minutes=5,
-    difficulty=2,
-    hints=(
-        "A layer *adds* what it has computed to the state; nothing makes the state smaller again "
-        "until the final norm, which brings the mean square of each token to 1 and then multiplies "
-        "by its weights.",
-        "The embeddings begin with a standard deviation of 1/√192, a mean square of 0.005, and "
-        "training has let them grow a little.",
-    ),
-    choices=PLACES,
-    oracle=by_size,
-    mutants=(
         Mutant(
-            "ever larger",
-            list(PLACES),
-            "Up to the final norm the states do grow, layer by layer. But the norm brings each "
-            "token back to a mean square near 1: the last of `hidden_states` is one of the small "
-            "ones.",
-            "`hidden_states[-1]` taken for the last layer's output (facts of transformers' Llama)",
+            "T in place of T²",
+            _loss_with(power=1),
+            "State and mean are mended, and the soft term has a factor, but T for T². Its gradient "
+            "falls with the *square* of T: once from dividing the logits, once because softer "
+            "distributions differ less.",
+            _POWER,
         ),
         Mutant(
-            "the norm makes the smallest",
-            _moved("after the final norm", 0),
-            "The norm brings the mean square to about 1, which is small beside the layers' states, "
-            "and large beside the embeddings, which begin at 1/192.",
-            OFFERED,
+            "T² on everything",
+            _loss_with(all_terms=True),
+            "Your T² multiplies all three terms. It makes up for what T does to the *soft* one; "
+            "the other two know nothing of T.",
+            _POWER,
         ),
         Mutant(
-            "the greatest first",
-            lambda: by_size()[::-1],
-            "These are in order, the greatest first. The smallest comes first.",
-            OFFERED,
+            "soft over the gaps",
+            _loss_with(soft_over="gaps"),
+            "Your soft term goes over the gaps alone, as in the chapter's trainer. Here, as in the "
+            "authors' script, it goes over all real tokens: that part was right.",
+            "chapter 06, where the two means differ",
         ),
         Mutant(
-            "large embeddings",
-            _moved("embeddings", 2),
-            "The order of the other three is right. The embeddings are the smallest of all: their "
-            "numbers begin at 1/√192.",
-            OFFERED,
+            "the cosine times the mask",
+            _loss_with(cosine_over="zeros"),
+            "State and T² are mended, and padding adds nothing to the cosine, but it is still "
+            "counted: you divide by B · S. Divide by the number of real tokens.",
+            "Fast-LLM#344",
         ),
         Mutant(
-            "an early peak",
-            _moved("after layer 2", 3),
-            "The two smallest are right. Each layer adds to what came before, so the state before "
-            "the final norm is larger than that after layer 2.",
-            OFFERED,
+            "the last but one of both",
+            _loss_with(last="both before"),
+            "You took the last but one of both models. The last state is `hidden_states[-1]`: "
+            "these models have no final norm, so it is what the last layer leaves.",
+            "a reader",
+        ),
+        Mutant(
+            "models without the mask",
+            _loss_with(context="all"),
+            "You do not give the mask to the models, so real tokens look at padding: every state "
+            "of a short text is another one.",
+            "a reader",
         ),
     ),
 )
 
-EXERCISES = (MEND_TRIPLE, SIZES)
+EXERCISES = (MEND_TRIPLE,)

@@ -32,10 +32,23 @@ def _arguments(draw: Draw, b: int, s: int, widths: tuple[int, int], heads: int) 
 
 def _relation_cases(draw: Draw) -> list[Case]:
     shapes = ((3, 5, (6, 12), 3), (4, 6, (8, 4), 2), (2, 7, (12, 20), 4))
-    return [
+    cases = [
         Case(f"B={b}, S={s}, X={w[0]}, Y={w[1]}, {a} heads", _arguments(draw, b, s, w, a))
         for b, s, w, a in shapes
     ]
+    return [*cases, Case("large states, tokens that do not see themselves", _two_sides(draw))]
+
+
+def _two_sides(draw: Draw) -> Arguments:
+    """Tokens that see the other side alone, 16 numbers away in every direction.
+
+    All scores that count are far below 0, and many relations so small that only their logarithm
+    is left.
+    """
+    student, teacher, visible, heads = _arguments(draw, 2, 8, (6, 15), 3)
+    side = torch.arange(8) % 2
+    away = 16.0 * (2 * side - 1).to(student.dtype).unsqueeze(-1)
+    return student + away, teacher + away, visible & (side != side.unsqueeze(-1)), heads
 
 
 def _relation_oracle(
@@ -80,12 +93,16 @@ def _loss_with(
     swapped: bool = False,
     mean: bool = False,
     nothing: float = -1e9,
+    power: float = 0.5,
+    total: bool = False,
+    small: float | None = None,
 ) -> Function:
     """The loss with one part replaced.
 
-    masked: what is visible is taken before the softmax, after it, or never. whole: divided by the
-    root of the whole width. split: heads are cut out of each state. axis: of the softmax. mean:
-    over the tokens, for the sum. nothing: the score of what is not visible.
+    masked: what is not visible is hidden before the softmax, after it, times 0, or never. whole:
+    divided by the root of the whole width. split: heads are cut out of each state. axis: of the softmax. mean:
+    over the tokens, for the sum. nothing: the score of what is not visible. power: of d in the
+    divisor. total: the sum over the heads. small: added to probabilities before their logarithm.
     """
 
     def log_relations(states: Tensor, visible: Tensor, heads: int) -> Tensor:
@@ -93,12 +110,15 @@ def _loss_with(
         parts = states.unflatten(-1, (heads, -1)).transpose(1, 2)
         if not split:
             parts = states.reshape(b, heads, s, -1)
-        scores = parts @ parts.mT / (width if whole else width // heads) ** 0.5
+        scores = parts @ parts.mT / (width if whole else width // heads) ** power
         hidden = ~visible.unsqueeze(1)
+        if masked == "times":
+            return (scores * ~hidden).log_softmax(axis)
         if masked != "before":
             return scores.log_softmax(axis)
         filled = scores.masked_fill(hidden, nothing).log_softmax(axis)
-        return filled if math.isinf(nothing) else filled.masked_fill(hidden, nothing)
+        again = small is None and not math.isinf(nothing)
+        return filled.masked_fill(hidden, nothing) if again else filled
 
     def loss(student: Tensor, teacher: Tensor, visible: Tensor, heads: int) -> Tensor:
         log_p, log_q = (log_relations(x, visible, heads) for x in (teacher.detach(), student))
@@ -106,9 +126,13 @@ def _loss_with(
             log_p, log_q = log_q, log_p
         if masked == "after":
             kl = (log_p.exp() * (log_p - log_q) * visible.unsqueeze(1)).sum(-1)
-        else:
+        elif small is None:
             kl = between(log_p, log_q)
-        result: Tensor = kl.mean(1) / (visible.shape[-1] if mean else 1)
+        else:
+            p, q = log_p.exp(), log_q.exp()
+            kl = (p * ((p + small).log() - (q + small).log() if small else (p / q).log())).sum(-1)
+        result: Tensor = kl.sum(1) if total else kl.mean(1)
+        result = result / (visible.shape[-1] if mean else 1)
         return result
 
     return loss
@@ -136,8 +160,8 @@ RELATIONS = Exercise(
     number="6.3",
     title="Relations among tokens",
     kind="write",
-    minutes=20,
-    difficulty=4,
+    minutes=12,
+    difficulty=3,
     hints=(
         "Cut each state into heads: `states.unflatten(-1, (heads, -1)).transpose(1, 2)` is "
         "(B, A, S, d). Its product with its own transpose, over √d, has the scores of every pair "
@@ -162,8 +186,9 @@ RELATIONS = Exercise(
             "a finite gradient",
             _arrives,
             "The values are right, but the gradient is NaN or does not arrive, because of tokens "
-            "that see nothing: their row is -∞ minus -∞ on the way back. Use a large negative "
-            "number for -∞.",
+            "that see nothing: their row is -∞ minus -∞ on the way back, or the logarithm of "
+            "0. Use a large negative number for -∞, and `log_softmax` for the logarithm of a "
+            "softmax.",
         ),
         Property(
             "no gradient to the teacher",
@@ -227,6 +252,47 @@ RELATIONS = Exercise(
             "Tokens that see something are right where they see everything; elsewhere you get NaN: "
             "-∞ minus -∞, or 0 times ∞. A large negative number such as -1e9 does what -∞ should.",
             "LMOps#38, a row with nothing to learn; chiendb97/oasr PR#101, a row that sees nothing",
+        ),
+        Mutant(
+            "no root of d",
+            _loss_with(power=0.0),
+            "You do not divide by √d: the wider a head, the sharper its relations, and student "
+            "and teacher differ in width.",
+            "karpathy/ng-video-lecture PR#6, where the scale is that of another width",
+        ),
+        Mutant(
+            "d for its root",
+            _loss_with(power=1.0),
+            "You divide by d. A product of d numbers grows with the *root* of d: divide by √d.",
+            "a reader",
+        ),
+        Mutant(
+            "the sum over the heads",
+            _loss_with(total=True),
+            "You add the heads up. The loss is their mean, so that it does not depend on how many "
+            "you cut.",
+            "a reader",
+        ),
+        Mutant(
+            "scores times the mask",
+            _loss_with(masked="times"),
+            "You multiply the scores by what is visible: a hidden token then has the score 0, and "
+            "not none. exp(0) is 1; fill hidden scores with a large negative number.",
+            "a reader",
+        ),
+        Mutant(
+            "a small number in the logarithm",
+            _loss_with(small=1e-8),
+            "Small states are right, large ones are not: you add 1e-8 before the logarithm, so no "
+            "log R is below -18. `log_softmax` needs no such help.",
+            "a reader",
+        ),
+        Mutant(
+            "the logarithm of a quotient",
+            _loss_with(small=0.0),
+            "You get NaN where something is hidden: both relations are 0 there, and 0 / 0 has no "
+            "logarithm. Take `log_softmax` of both and subtract.",
+            "a reader",
         ),
     ),
 )
