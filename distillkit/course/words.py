@@ -28,8 +28,7 @@ SAID = {
     "library": "Your function calls the course's own `{name}`. From the next chapter on you are "
     "free to use it. Here, write it yourself, without that call: it does not count yet.",
     "mistake": "{sentence}",
-    "not shown": "No known mistake gives this. Try a small case by hand, or ask "
-    'hint("{number}").',
+    "not shown": 'No known mistake gives this. Try a small case by hand, or ask hint("{number}").',
     "closer": "No known mistake gives these numbers. Compare yours with the target below, or ask "
     'hint("{number}").',
     "seen": "You are in good company: {seen}.",

@@ -100,9 +100,9 @@ def _loss_with(
     """The loss with one part replaced.
 
     masked: what is not visible is hidden before the softmax, after it, times 0, or never. whole:
-    divided by the root of the whole width. split: heads are cut out of each state. axis: of the softmax. mean:
-    over the tokens, for the sum. nothing: the score of what is not visible. power: of d in the
-    divisor. total: the sum over the heads. small: added to probabilities before their logarithm.
+    divided by the root of the whole width. split: heads are cut out of each state. axis: of the
+    softmax. mean: over the tokens, for the sum. nothing: the score of what is not visible. power:
+    of d in the divisor. total: the sum over the heads. small: added before the logarithm.
     """
 
     def log_relations(states: Tensor, visible: Tensor, heads: int) -> Tensor:
@@ -139,6 +139,11 @@ def _loss_with(
 
 
 def _arrives(loss: Function, draw: Draw) -> bool:
+    student, teacher, visible, heads = _arguments(draw, 3, 5, (6, 12), 3)
+    return bool(gradients.gradient(lambda x: loss(x, teacher, visible, heads), student).any())
+
+
+def _is_finite(loss: Function, draw: Draw) -> bool:
     student, teacher, visible, heads = _arguments(draw, 3, 5, (6, 12), 3)
     return gradients.is_finite(lambda states: loss(states, teacher, visible, heads), student)
 
@@ -183,9 +188,14 @@ RELATIONS = Exercise(
             "Where student and teacher have the same states, the loss must be 0.",
         ),
         Property(
-            "a finite gradient",
+            "a gradient to the student",
             _arrives,
-            "The values are right, but the gradient is NaN or does not arrive, because of tokens "
+            gradients.NONE_ARRIVES.format(whose="student's states"),
+        ),
+        Property(
+            "a finite gradient",
+            _is_finite,
+            "The values are right, but the gradient is NaN, because of tokens "
             "that see nothing: their row is -∞ minus -∞ on the way back, or the logarithm of "
             "0. Use a large negative number for -∞, and `log_softmax` for the logarithm of a "
             "softmax.",
