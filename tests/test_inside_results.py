@@ -60,10 +60,24 @@ def test_runs_stand_by_arm_beginning_and_seed_without_the_tuning(written):
     found = inside_runs(folder)
     assert list(found) == [("logits", "random"), ("logits", "teacher")]
     assert [each["seed"] for each in found["logits", "random"]] == [0, 1]
-    assert inside_verdicts(folder).startswith("*Nothing")
+    assert inside_verdicts(folder).startswith("*Nothing to compare yet")
     row = inside_table(folder).splitlines()[2]
     assert row.startswith("| random weights | student, distilled | 2 | 1.000 (1.000 to 1.000) |")
     assert "| 150 | 50.0% [" in row
+
+
+def test_what_is_missing_stands_below_the_table_until_all_is_there(written):
+    some = [run("labels", "random", seed) for seed in range(2)]
+    told = inside_table(written(*some)).splitlines()[-1]
+    assert told.startswith("*Still to come, from random weights: student, labels (2 of 5")
+    assert "; from the teacher's layers: student, labels · student, distilled · " in told
+    arms = ("labels", "logits", "hidden", "cosine", "attention", "relations")
+    whole = [run(arm, "random", seed) for arm in arms for seed in range(5)]
+    pieces = [run(arm, "teacher", seed) for arm in ("labels", "logits") for seed in range(5)]
+    told = inside_table(written(*whole, *pieces)).splitlines()[-1]
+    assert told == "*Still to come, from the teacher's layers: logits and their direction.*"
+    pieces += [run("cosine", "teacher", seed) for seed in range(5)]
+    assert "Still to come" not in inside_table(written(*whole, *pieces))
 
 
 def test_a_curve_is_cut_to_what_all_seeds_have(written):

@@ -37,6 +37,10 @@ ROLES_OF = {
 COLUMNS = {"nll": 2, "copied": 3, "own": 4}  # of a point of a curve: step, CPU seconds, …
 PUBLISHED = "| *DistilBERT, as published* | | *40 %* | | *60 %* | | | *97 % (GLUE)* |"
 NOT_YET = "*Nothing is recorded yet: `python experiments/{script}` (hours) writes it.*"
+NOTHING_COMMON = "*Nothing to compare yet: no arm shares a finished seed with logits alone.*"
+SEEDS = 5
+BEGUN_AS_A_PIECE = ("labels", "logits", "cosine")
+STARTS = {"random": "random weights", "teacher": "the teacher's layers"}
 
 Run = dict[str, Any]
 
@@ -69,7 +73,10 @@ def inside_curves(
 
 
 def inside_table(folder: Path = RESULTS) -> str:
-    """beginning × arm × (NLL of copied values and own words, CPU time, visits served)."""
+    """beginning × arm × (NLL of copied values and own words, CPU time, visits served).
+
+    What is not there yet, arms or seeds, stands in a line below.
+    """
     from distillkit.plots import ROLES  # and matplotlib with it
 
     lines = [
@@ -81,14 +88,15 @@ def inside_table(folder: Path = RESULTS) -> str:
         taken = sum(run["curve"][-1][1] for run in runs) / len(runs)
         low, high = bootstrap_interval(marks(runs))
         shares = [run["success"] for run in runs]
-        start = "random weights" if begin == "random" else "the teacher's layers"
         lines.append(
-            f"| {start} | {ROLES[ROLES_OF[arm]].name} | {len(runs)} "
+            f"| {STARTS[begin]} | {ROLES[ROLES_OF[arm]].name} | {len(runs)} "
             f"| {_spread(runs, 'copied')} | {_spread(runs, 'own')} | {taken:.0f} "
             f"| {sum(shares) / len(runs):.1%} [{low:.1%}, {high:.1%}] "
             f"| {min(shares):.1%} to {max(shares):.1%} |"
         )
-    return "\n".join(lines) if len(lines) > 2 else NOT_YET.format(script="06_inside.py")
+    if len(lines) == 2:
+        return NOT_YET.format(script="06_inside.py")
+    return "\n".join(lines) + _still_to_come(inside_runs(folder))
 
 
 def inside_gaps(
@@ -144,7 +152,9 @@ def inside_verdicts(folder: Path = RESULTS) -> str:
         if arm != "logits" and all(gaps):
             told = " | ".join(map(verdict, gaps))
             lines.append(f"| {ROLES[role].name} | {told} |")
-    return "\n".join(lines) if len(lines) > 2 else NOT_YET.format(script="06_inside.py")
+    if len(lines) > 2:
+        return "\n".join(lines)
+    return NOTHING_COMMON if inside_runs(folder) else NOT_YET.format(script="06_inside.py")
 
 
 def verdict(gaps: Sequence[float]) -> str:
@@ -214,6 +224,22 @@ def _recorded(pattern: str, folder: Path) -> list[Run]:
         return recorded(pattern, folder)
     except UserError:  # nothing yet
         return []
+
+
+def _still_to_come(runs: dict[tuple[str, str], list[Run]]) -> str:
+    from distillkit.plots import ROLES
+
+    parts = []
+    for begin, arms in (("random", tuple(ROLES_OF)), ("teacher", BEGUN_AS_A_PIECE)):
+        names = []
+        for arm in arms:
+            count = len(runs.get((arm, begin), ()))
+            so_far = f" ({count} of {SEEDS} seeds are there)" if count else ""
+            if count < SEEDS:
+                names.append(f"{ROLES[ROLES_OF[arm]].name}{so_far}")
+        if names:
+            parts.append(f"from {STARTS[begin]}: {' · '.join(names)}")
+    return f"\n\n*Still to come, {'; '.join(parts)}.*" if parts else ""
 
 
 def _table(runs: Sequence[Run]) -> np.ndarray:
