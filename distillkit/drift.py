@@ -2,7 +2,8 @@
 
 The same question is asked on two kinds of rows: conversations that somebody else has had, and what
 the student has said itself (`on_policy.WholeVisits`). Where late turns are harder, both grow; where
-the student's own history does harm, the second lies above the first.
+the student's own history does harm, the second lies above the first. One mean hides how much of it
+a few visitors carry: `sums_by_turn` keeps the rows apart, for an interval over visitors.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -19,10 +21,25 @@ from distillkit.errors import UserError
 from distillkit.evaluation import Encoded, scored_batches
 from distillkit.losses import Divergence, forward_kl
 
+EDGES = (3, 6, 9, 13, 30)
+"""The last turns of the groups, unless others are given; later turns fall into the last group."""
+
+
+@dataclass(frozen=True)
+class TurnSums:
+    """Of each row and group of turns, (rows, groups): sums over the labelled tokens.
+
+    values: of the divergence; turns: of the number of the turn; tokens: how many there are.
+    """
+
+    values: np.ndarray
+    turns: np.ndarray
+    tokens: np.ndarray
+
 
 @dataclass(frozen=True)
 class Drift:
-    """For each group of turns that has a token: its middle, the mean there, and how many tokens.
+    """For each group of turns that has a token: its mean turn, the mean there, how many tokens.
 
     `mean` is over the tokens of all turns.
     """
@@ -33,6 +50,37 @@ class Drift:
     mean: float
 
 
+def sums_by_turn(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    rows: Sequence[Encoded],
+    opens: int,
+    *,
+    divergence: Divergence = forward_kl,
+    edges: Sequence[int] = EDGES,
+) -> TurnSums:
+    """The divergence of the labelled tokens, summed for each row by the turns begun before each.
+
+    `opens` is the id of the token that opens a turn, `<|user|>` say; turn n is what comes after the
+    n-th of them. Raises UserError when no row holds `opens`, or no token has a label.
+    """
+    begun = [(torch.tensor(row["input_ids"]) == opens).cumsum(0).tolist() for row in rows]
+    if not any(row[-1] for row in begun):
+        raise UserError(
+            f"found no token {opens} in {len(rows)} conversations: which one opens a turn?"
+        )
+    sums = np.zeros((3, len(rows), len(edges)))
+    pairs = zip(scored_batches(student, rows), scored_batches(teacher, rows), strict=True)
+    for ours, theirs in pairs:
+        values: Tensor = divergence(ours.logits, theirs.logits.to(ours.logits.device))
+        places = zip(ours.rows.tolist(), ours.columns.tolist(), values.tolist(), strict=True)
+        for row, column, value in places:
+            turn = begun[row][column]
+            group = min(bisect_left(edges, turn), len(edges) - 1)
+            sums[:, row, group] += value, turn, 1
+    return TurnSums(*sums)
+
+
 def kl_by_turn(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
@@ -40,37 +88,18 @@ def kl_by_turn(
     opens: int,
     *,
     divergence: Divergence = forward_kl,
-    edges: Sequence[int] = (3, 6, 9, 13, 30),
+    edges: Sequence[int] = EDGES,
 ) -> Drift:
-    """The mean divergence of the labelled tokens, by the number of turns begun before each.
+    """The mean divergence of the labelled tokens, over all rows, by the turns begun before each.
 
-    `opens` is the id of the token that opens a turn, `<|user|>` say; turn n is what comes after the
-    n-th of them. `edges` are the last turns of the groups; later ones fall into the last group.
-    Raises UserError when no row holds `opens`, or no token has a label.
+    As `sums_by_turn`, which it sums up.
     """
-    begun = [(torch.tensor(row["input_ids"]) == opens).cumsum(0) for row in rows]
-    if not any(int(row[-1]) for row in begun):
-        raise UserError(
-            f"found no token {opens} in {len(rows)} conversations: which one opens a turn?"
-        )
-    found: list[list[float]] = [[] for _ in edges]
-    pairs = zip(scored_batches(student, rows), scored_batches(teacher, rows), strict=True)
-    for ours, theirs in pairs:
-        values: Tensor = divergence(ours.logits, theirs.logits.to(ours.logits.device))
-        places = zip(ours.rows.tolist(), ours.columns.tolist(), values.tolist(), strict=True)
-        for row, column, value in places:
-            group = bisect_left(edges, int(begun[row][column]))
-            found[min(group, len(edges) - 1)].append(value)
-    firsts = [1, *(edge + 1 for edge in edges)]
-    kept = [
-        ((first + last) / 2, values)
-        for first, last, values in zip(firsts, edges, found, strict=False)
-        if values
-    ]
-    total = sum(map(sum, found))
+    sums = sums_by_turn(student, teacher, rows, opens, divergence=divergence, edges=edges)
+    values, turns, tokens = (each.sum(0) for each in (sums.values, sums.turns, sums.tokens))
+    found = tokens > 0
     return Drift(
-        turns=[middle for middle, _ in kept],
-        values=[sum(values) / len(values) for _, values in kept],
-        tokens=[len(values) for _, values in kept],
-        mean=total / sum(map(len, found)),
+        turns=(turns[found] / tokens[found]).tolist(),
+        values=(values[found] / tokens[found]).tolist(),
+        tokens=tokens[found].astype(int).tolist(),
+        mean=float(values.sum() / tokens.sum()),
     )

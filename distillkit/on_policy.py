@@ -118,6 +118,12 @@ class WholeVisits:
         self, student: PreTrainedModel, visitors: Sequence[int | str], keys: Sequence[Hashable]
     ) -> list[Row]:
         """What the student says to these visitors; `keys` name the random numbers."""
+        return [row for rows in self.serve_each(student, visitors, keys) for row in rows]
+
+    def serve_each(
+        self, student: PreTrainedModel, visitors: Sequence[int | str], keys: Sequence[Hashable]
+    ) -> list[list[Row]]:
+        """The rows of `serve`, those of each visitor in a list of their own."""
         heard: list[list[Row]] = [[] for _ in visitors]
         decode(
             student,
@@ -131,7 +137,7 @@ class WholeVisits:
             keys=keys,
             vocabulary=len(self.tokenizer),
         )
-        return [row for rows in heard for row in rows]
+        return heard
 
     def _converse(self, student: PreTrainedModel, visit: Visit, rows: list[Row]) -> Conversation:
         """Serve one visit. A row goes on as long as each prompt begins with what it holds."""
