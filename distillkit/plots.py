@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
+    LogFormatterMathtext,
     LogLocator,
     NullLocator,
     PercentFormatter,
@@ -353,11 +354,15 @@ def lines(
     ylabel: str,
     log: str = "",
     filled: str | None = None,
+    bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    mark: float | None = None,
 ) -> Figure:
     """One measure against another: a line a role, with its marker where points are few.
 
     curves: role -> (x of shape (N,), y of shape (N,)). log: the axes on a logarithmic scale, "x",
     "y" or "xy". filled: the role that is drawn as an area, for the others to be compared with.
+    bands: role -> (low, high), the interval of each of its points. mark: an x where something
+    changes, which the text explains.
     """
     figure, axes = _new(title, xlabel, ylabel)
     dashes = cycle(_DASHES)
@@ -368,8 +373,14 @@ def lines(
             continue
         marker = look.marker if len(at) <= _FEW else ""
         axes.plot(at, values, next(dashes), color=look.colour, marker=marker, label=look.name)
+        if bands and role in bands:
+            axes.fill_between(at, *bands[role], color=look.colour, alpha=0.18, lw=0)
+    if mark is not None:
+        axes.axvline(mark, color="#666666", lw=1.0, ls=":")
     for name in log:
         axes.set(**{f"{name}scale": "log"})
+        for which in ("major", "minor"):
+            getattr(getattr(axes, f"{name}axis"), f"set_{which}_formatter")(_Plain())
     figure.legend(loc="outside lower center", ncols=4)
     return figure
 
@@ -532,6 +543,14 @@ def _new(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     figure, axes = plt.subplots()
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     return figure, axes
+
+
+class _Plain(LogFormatterMathtext):
+    """0.6 in the place of 6 × 10⁻¹, where numbers are neither tiny nor huge."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        text = str(super().__call__(x, pos))
+        return f"{x:g}" if text and 1e-4 < x < 1e5 else text
 
 
 def _levels(axes: Axes, levels: Mapping[str, float] | None) -> None:

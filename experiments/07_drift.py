@@ -2,13 +2,13 @@
 
     python experiments/07_drift.py [--students front-desk-student] [--threads 1]
 
-Each of `VISITORS` visitors of test worlds is served by the desk, and by the student, which draws its
-words at temperature 1, once with each of `SEEDS`. The teacher then scores the student on both:
-KL(teacher ‖ student) per assistant token, by groups of turns (`drift.EDGES`). A student's visit ends
-where it fails, so a group is compared on the visitors who come there both ways; one that breaks off
-early is in no later group, on either side. Of each visitor the mean over the tokens of the group
-counts, on the student's words over both seeds together: so each visitor weighs the same, and long
-visits do not count more. Intervals are bootstrapped over visitors, the same for both sides.
+Each of `VISITORS` visitors of test worlds is served by the desk, and by the student, which draws
+its words at temperature 1, once with each of `SEEDS`. The teacher then scores the student on both:
+KL(teacher ‖ student) per assistant token, by groups of turns (`drift.EDGES`). A student's visit
+ends where it fails, so a group is compared on the visitors who come there both ways; one that
+breaks off early is in no later group, on either side. Of each visitor the mean over the tokens of
+the group counts, on the student's words over both seeds together: so each visitor weighs the same,
+and long visits do not count more. Intervals are bootstrapped over visitors, the same for both.
 
 Results: ``experiments/results/07_drift.json``. A student that is there is not measured again.
 """

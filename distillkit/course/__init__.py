@@ -11,6 +11,11 @@ and an exercise:
 Neither brings torch along: the exercises load when the first one is checked.
 """
 
+from distillkit.course.best_student_results import (
+    best_student_table,
+    best_student_verdicts,
+    speakers,
+)
 from distillkit.course.checking import check, hint, progress, reset, solution
 from distillkit.course.classifier_results import (
     clinc_so_far,
@@ -20,6 +25,7 @@ from distillkit.course.classifier_results import (
     shares_of,
     teacher_entropy,
 )
+from distillkit.course.drift_results import drift_curves, drift_table, drift_verdicts
 from distillkit.course.headlines import headline
 from distillkit.course.inside_results import (
     distilbert_runs,
@@ -32,13 +38,12 @@ from distillkit.course.inside_results import (
 )
 from distillkit.course.levels import Level, machine_check, run_level
 from distillkit.course.method_results import (
-    best_student_table,
-    best_student_verdict,
     method_curves,
     method_runs,
+    methods_summary,
     methods_table,
     methods_verdicts,
-    speakers,
+    speaking_verdicts,
     tuning_table,
 )
 from distillkit.course.quizzes import quiz
@@ -57,12 +62,15 @@ from distillkit.course.results import (
 __all__ = [
     "Level",
     "best_student_table",
-    "best_student_verdict",
+    "best_student_verdicts",
     "check",
     "clinc_so_far",
     "clinc_table",
     "distilbert_runs",
     "distilbert_table",
+    "drift_curves",
+    "drift_table",
+    "drift_verdicts",
     "fair_fight",
     "fair_table",
     "headline",
@@ -79,6 +87,7 @@ __all__ = [
     "marks",
     "method_curves",
     "method_runs",
+    "methods_summary",
     "methods_table",
     "methods_verdicts",
     "overview",
@@ -91,6 +100,7 @@ __all__ = [
     "shares_of",
     "solution",
     "speakers",
+    "speaking_verdicts",
     "stages_table",
     "students",
     "teacher_entropy",

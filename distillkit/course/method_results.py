@@ -1,6 +1,6 @@
-"""What chapter 07 reads of its two long experiments: every method, and the best student.
+"""What chapter 07 reads of `experiments/07_methods.py`: every method of distillation.
 
-Both may be half done: an arm that has no finished run is left out, and two arms are compared on the
+It may be half done: an arm that has no finished run is left out, and two arms are compared on the
 seeds that both have.
 """
 
@@ -10,43 +10,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from distillkit.course.results import RESULTS, marks, recorded, students
+from distillkit.course.results import RESULTS, marks, recorded
 from distillkit.intervals import bootstrap_interval, paired_difference_interval
 
 __all__ = [
     "METHODS",
-    "best_student_table",
-    "best_student_verdict",
     "method_curves",
     "method_runs",
+    "methods_summary",
     "methods_table",
     "methods_verdicts",
-    "speakers",
+    "speaking_verdicts",
     "tuning_table",
 ]
 
 Run = dict[str, Any]
-SHIPPED = "front-desk-student"
-NOT_YET = "(`python experiments/07_best_student.py` has not been run yet)"
 
 METHODS = {
     "labels": "labels",
     "smoothing": "label smoothing",
-    "written_greedy": "the teacher's text, greedy",
-    "written_sampled": "the teacher's text, sampled",
+    "written_greedy": "the teacher's text (greedy)",
+    "written_sampled": "the teacher's text (sampled)",
     "forward_kl": "forward KL",
     "reverse_kl": "reverse KL",
     "jensen_shannon": "Jensen-Shannon",
     "skew_kl": "skew KL",
     "total_variation": "total variation",
     "logits_mse": "MSE of the logits",
-    "one_turn": "on-policy, one turn",
-    "on_policy": "on-policy, whole visits",
-    "on_policy_half": "on-policy, every other step",
+    "one_turn": "on-policy (one turn)",
+    "on_policy": "on-policy (whole visits)",
+    "on_policy_half": "on-policy (every other step)",
 }
 """The arms of `experiments/07_methods.py`, in the chapter's order, and their names."""
+
+SPEAKING = ("one_turn", "on_policy", "on_policy_half")
+TEXTS = ("written_greedy", "written_sampled")
+LEAST_SEEDS = 3
+"""With fewer, an interval says something about these students, and nothing about the method."""
 
 
 def method_runs(folder: Path = RESULTS) -> dict[str, list[Run]]:
@@ -98,7 +98,7 @@ def tuning_table(folder: Path = RESULTS) -> str:
         cells = [METHODS[arm]]
         for run in tried[arm]:
             value = f"{run['best_validation']:.3f}"
-            named = ", ".join(f"{key} {setting}" for key, setting in run["tried"].items())
+            named = ", ".join(_setting(*each) for each in run["tried"].items())
             cells += [named, f"**{value}**" if run is best else value]
         lines.append(f"| {' | '.join(cells + [''] * (5 - len(cells)))} |")
     return "\n".join(lines)
@@ -110,14 +110,18 @@ def method_curves(
     *,
     measure: str = "curve",
     by: str = "steps",
+    until: float = float("inf"),
 ) -> dict[str, tuple[list[float], list[float]]]:
     """arm -> (x, mean over its seeds) of "curve" (validation NLL) or "served" (development visits).
 
-    by: "steps", or "seconds" of CPU time with what the teacher spent before.
+    by: "steps", or "seconds" of CPU time with what the teacher spent before. until: the last step
+    that is wanted: over the last quarter of a run the rate falls, and a run of fewer seconds would
+    have let it fall earlier.
     """
     curves = {}
     for arm, runs in method_runs(folder).items():
         points = list(zip(*(run[measure] for run in runs), strict=True)) if arm in arms else []
+        points = [point for point in points if point[0][0] <= until]
         if points:
             place = 1 if by == "seconds" else 0
             before = runs[0]["teacher_seconds"] if by == "seconds" else 0.0
@@ -127,103 +131,89 @@ def method_curves(
 
 
 def methods_verdicts(folder: Path = RESULTS, *, against: str = "forward_kl") -> list[str]:
-    """A sentence for each arm: does it win, lose or tie in visits served, beside `against`?
+    """A sentence for each arm: more, fewer or a tie in visits served, beside `against`?
 
-    Visitor by visitor, on the seeds that both have; an interval that holds zero is a tie. Then the
-    arm that serves most, and what does not pay: what costs more seconds and does not win.
+    Visitor by visitor, on the seeds that both have; an interval that holds zero is a tie, and fewer
+    than `LEAST_SEEDS` seeds give no verdict on a method. Then what costs more seconds and does not
+    win, of the arms that have a verdict.
     """
     runs = method_runs(folder)
     if against not in runs:
         return [f"{METHODS[against]}: no finished run yet"]
-    said, verdicts = [], {}
+    said, dear = [], []
     for arm in (arm for arm in runs if arm != against):
-        pair = _paired(runs[arm], runs[against])
-        if not pair:
-            continue
-        ours, theirs = map(list, zip(*pair, strict=True))
-        gain = _mean(ours, "success") - _mean(theirs, "success")
-        low, high = paired_difference_interval(marks(ours), marks(theirs))
-        verdicts[arm] = "wins" if low > 0 else "loses" if high < 0 else "ties"
-        count = f"{len(pair)} seed{'s' * (len(pair) > 1)}"
-        said.append(
-            f"{METHODS[arm]} {verdicts[arm]}: {gain:+.1%} [{low:+.1%}, {high:+.1%}], {count}"
-        )
-    best = max(runs, key=lambda arm: _mean(runs[arm], "success"))
-    said.append(f"serves most: {METHODS[best]}, {_mean(runs[best], 'success'):.1%}")
-    dear = [
-        METHODS[arm]
-        for arm, verdict in verdicts.items()
-        if verdict != "wins" and _cost(runs[arm]) > 1.1 * _cost(runs[against])
-    ]
+        if found := _beside(runs[arm], runs[against]):
+            verdict, figures = found
+            said.append(f"{METHODS[arm]}: {figures}; {verdict}")
+            costs = _cost(runs[arm]) > 1.1 * _cost(runs[against])
+            if verdict in ("a tie", "loses") and costs:
+                dear.append(METHODS[arm])
     if dear:
         said.append(f"costs more and does not win: {', '.join(dear)}")
     return said
 
 
-def speakers(folder: Path = RESULTS) -> dict[str, np.ndarray]:
-    """role -> which of the same 1,000 test visitors it served, (1000,) booleans.
+def methods_summary(folder: Path = RESULTS) -> list[str]:
+    """Who serves most so far, whose NLL is best, whether they are one; and which arms are missing.
 
-    The shipped student, distilled and of labels, by `experiments/00_students.py`; and the teacher,
-    as soon as `experiments/07_best_student.py` has measured it.
+    The NLL of students of the teacher's text is left out: it is that of other words.
     """
-    served = {run["name"]: run for run in students(folder)}
-    found = {"distilled": served[SHIPPED], "labels": served[f"{SHIPPED}-labels"]}
-    measured = _taken_further(folder)
-    if measured:
-        found = {"teacher": measured[0], **found}
-    return {role: np.array(marks([run])[0]) for role, run in found.items()}
-
-
-def best_student_table(folder: Path = RESULTS) -> str:
-    """The runs of `experiments/07_best_student.py` in Markdown, with the share of the teacher's.
-
-    Development visitors are for the choice, test visitors for the report.
-    """
-    measured = _taken_further(folder)
-    if not measured:
-        return NOT_YET
-    teacher, *runs = measured
-    lines = [
-        "| goes on by | seed | steps | CPU s | development | test, 1,000 visitors | NLL "
-        "| share of the teacher's |",
-        "|---|---:|---:|---:|---:|---|---:|---:|",
+    runs = method_runs(folder)
+    served = max(runs, key=lambda arm: _mean(runs[arm], "success"))
+    likely = [arm for arm in runs if arm not in TEXTS]
+    best = min(likely, key=lambda arm: _mean(runs[arm], "nll"))
+    same = "the same one" if served == best else "not the same one"
+    said = [
+        f"most visits so far: {METHODS[served]}, {_mean(runs[served], 'success'):.1%} "
+        f"({_seeds(len(runs[served]))})",
+        f"best NLL so far, of those that read the desk's words: {METHODS[best]}, "
+        f"{_mean(runs[best], 'nll'):.3f}; {same}",
     ]
-    for run in (teacher, *runs):
-        cells = [run.get("model") or METHODS.get(run["arm"], run["arm"]), run.get("seed", "")]
-        cells += [run.get("steps", ""), run.get("cpu_seconds", "")]
-        cells += [f"{run['development']:.1%}"]
-        cells += [f"{run['success']:.1%} [{run['low']:.1%}, {run['high']:.1%}]"]
-        cells += [f"{run['nll']:.4f}", f"{run['success'] / teacher['success']:.1%}"]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+    missing = [name for arm, name in METHODS.items() if arm not in runs]
+    if missing:
+        said.append(f"still to come: {'; '.join(missing)}")
+    return said
 
 
-def best_student_verdict(folder: Path = RESULTS, *, aim: float = 0.97) -> str:
-    """Whether the arm chosen on development visitors reaches `aim` of the teacher's visits."""
-    measured = _taken_further(folder)
-    if len(measured) < 2:
-        return NOT_YET
-    teacher, *runs = measured
-    arms = list(dict.fromkeys(run["arm"] for run in runs))
-    groups = {arm: [run for run in runs if run["arm"] == arm] for arm in arms}
-    best = max(groups.values(), key=lambda group: _mean(group, "development"))
-    share = _mean(best, "success") / teacher["success"]
-    both = [[teacher] * len(best), best]
-    low, high = paired_difference_interval(*(marks(each) for each in both[::-1]))
-    reached = "reaches" if share >= aim else "does not reach"
-    name = best[0].get("model") or METHODS.get(best[0]["arm"], best[0]["arm"])
-    return (
-        f"chosen on development visitors: {name}. It {reached} {aim:.0%} of the teacher's visits: "
-        f"{share:.1%}, {low:+.1%} to {high:+.1%} of all visits beside the teacher"
-    )
+def speaking_verdicts(folder: Path = RESULTS) -> list[str]:
+    """Does speaking earn its price? Every arm on policy beside forward KL, in visits and own KL."""
+    runs, said = method_runs(folder), []
+    for arm in (arm for arm in SPEAKING if arm in runs and "forward_kl" in runs):
+        pair = _paired(runs[arm], runs["forward_kl"])
+        if found := _beside(runs[arm], runs["forward_kl"]):
+            verdict, figures = found
+            ours, theirs = (_mean(each, "kl_own_words") for each in zip(*pair, strict=True))
+            said.append(
+                f"{METHODS[arm]} beside forward KL: {figures}; KL on its own words "
+                f"{ours:.3f} for {theirs:.3f}; {verdict}"
+            )
+    return said or ["on-policy beside forward KL: no finished runs of both yet"]
 
 
-def _taken_further(folder: Path) -> list[Run]:
-    """The teacher, the shipped student, and those that went on from it; nothing where none is."""
-    if not (folder / "07_best_student.json").exists():
-        return []
-    [content] = recorded("07_best_student.json", folder)
-    return sorted(content["runs"], key=lambda run: "teacher" not in run.get("model", ""))
+def _beside(ours: Sequence[Run], theirs: Sequence[Run]) -> tuple[str, str] | None:
+    """The verdict, and the difference in visits with its interval; None without a common seed."""
+    pair = _paired(ours, theirs)
+    if not pair:
+        return None
+    ours, theirs = map(list, zip(*pair, strict=True))
+    gain = _mean(ours, "success") - _mean(theirs, "success")
+    low, high = paired_difference_interval(marks(ours), marks(theirs))
+    count = _seeds(len(pair))
+    verdict = "wins" if low > 0 else "loses" if high < 0 else "a tie"
+    if len(pair) < LEAST_SEEDS:
+        return f"{count}: no verdict on the method", f"{gain:+.1%} [{low:+.1%}, {high:+.1%}]"
+    return verdict, f"{gain:+.1%} [{low:+.1%}, {high:+.1%}], {count}"
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
+def _setting(key: str, value: object) -> str:
+    """A setting in words: "temperature 1", or the divergence that a method speaks by."""
+    if key == "divergence":
+        return METHODS[str(value).partition(":")[0]]
+    return f"{key.replace('_', ' ')} {value:g}"
 
 
 def _paired(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, Run]]:
