@@ -31,7 +31,11 @@ from distillkit.decoding import (
 )
 from distillkit.dialogues import Visit
 from distillkit.errors import UserError
-from distillkit.intervals import bootstrap_interval, paired_difference_interval
+from distillkit.intervals import (
+    bootstrap_interval,
+    paired_difference_interval,
+    paired_ratio_interval,
+)
 from distillkit.sampling import Sampling
 from distillkit.text_metrics import chrf, distinct_n
 
@@ -48,6 +52,7 @@ __all__ = [
     "generate_replies",
     "nll",
     "paired_difference_interval",
+    "paired_ratio_interval",
     "play",
     "prompt_reader",
     "scored_batches",

@@ -29,7 +29,7 @@ def own_by_argmax(ids, prompt, end):
     last = ends.int().argmax(1)
     last[~ends.any(1)] = ends.shape[1] - 1
     mask = torch.arange(ends.shape[1]) <= last[:, None]
-    return F.pad(mask, (prompt, 0)).int()
+    return F.pad(mask.int(), (prompt, 0)).bool()
 
 
 # --- 7.2 ------------------------------------------------------------------------------------------

@@ -760,6 +760,41 @@ def test_a_large_tensor_is_cut():
     assert "the first 6 × 7 of (30, 20)" in said and len(said.splitlines()) < 20
 
 
+def test_what_is_shown_of_a_large_tensor_has_a_difference_in_it():
+    wide = Exercise(
+        *("9.1", "Wide", "write", 1, 1, ("a", "b")),
+        oracle=lambda x: [[0.0] * 20 for _ in range(30)],
+        mutants=(),
+        cases=lambda draw: [Case("x", (torch.zeros(30, 20),))],
+    )
+    for row, column, place in ((12, 10, "rows 9 to 14, columns 7 to 13"), (29, 19, "24 to 29")):
+        change = torch.zeros(30, 20)
+        change[row, column] = 1
+        verdict = judge(wide, lambda x, change=change: x + change)
+        assert str(verdict).count("1✗") == 1 and place in str(verdict)
+        assert "1✗" in verdict._repr_html_()
+    flat = Exercise(
+        *("9.2", "Flat", "write", 1, 1, ("a", "b")),
+        oracle=lambda x: list(range(12)),
+        mutants=(),
+        cases=lambda draw: [Case("x", (torch.zeros(12),))],
+    )
+    assert "0✗" in str(judge(flat, lambda x: [*range(11), 0]))
+    said = judge(flat, lambda x: [*range(1, 11), 14]).sentences[0]
+    assert said.endswith("expected (12,). Missing: 0, 11. Too many: 14.")
+    assert (
+        judge(flat, lambda x: [("a", 1)])
+        .sentences[0]
+        .endswith("expected a list of 12 numbers, or a tensor of shape (12,).")
+    )
+
+
+def test_a_mistake_of_readers_gets_no_line_about_where_it_was_seen():
+    wrong = {mutant.name: mutant for mutant in exercise("7.4").mutants}
+    assert "good company" not in str(judge(exercise("7.4"), wrong["one reply a prompt"].answer))
+    assert "good company: deepeval" in str(judge(exercise("7.4"), wrong["doubles kept"].answer))
+
+
 # --- progress -------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from distillkit.drift import kl_by_turn
+from distillkit.drift import kl_by_turn, sums_by_turn
 from distillkit.errors import UserError
 from distillkit.losses import reverse_kl
 
@@ -37,6 +37,16 @@ def test_it_is_the_mean_of_each_group_of_turns():
     everything = [value for each in groups for value in each]
     assert drift.mean == pytest.approx(sum(everything) / len(everything), rel=1e-4)
     assert drift.turns[:2] == [1.0, 2.0]
+
+
+def test_the_sums_of_rows_are_those_of_each_row_alone():
+    student, teacher, rows = tiny.student(), tiny.teacher(), tiny.encoded(3)
+    together = sums_by_turn(student, teacher, rows, USER)
+    for number, row in enumerate(rows):
+        alone = sums_by_turn(student, teacher, [row], USER)
+        assert together.values[number] == pytest.approx(alone.values[0], rel=1e-4, abs=1e-6)
+        assert together.tokens[number].tolist() == alone.tokens[0].tolist()
+    assert together.tokens.sum() == sum(label != -100 for row in rows for label in row["labels"])
 
 
 def test_a_student_that_is_the_teacher_does_not_drift():

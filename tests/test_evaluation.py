@@ -22,6 +22,7 @@ from distillkit.evaluation import (
     generate_replies,
     nll,
     paired_difference_interval,
+    paired_ratio_interval,
     play,
     scored_batches,
     task_success,
@@ -407,6 +408,16 @@ def test_pairs_cancel_what_they_share():
     assert (low, high) == pytest.approx((0.1, 0.1))
     with pytest.raises(UserError, match="the same seeds and goals"):
         paired_difference_interval(goals, goals[:4])
+
+
+def test_the_interval_of_a_quotient_is_that_of_the_means():
+    kls = np.random.default_rng(0).exponential(size=(1, 300))
+    assert paired_ratio_interval(3 * kls, kls) == pytest.approx((3, 3))
+    low, high = paired_ratio_interval(np.random.default_rng(1).permuted(kls, axis=1), kls)
+    assert 0.7 < low < 1 < high < 1.4
+    for second in (kls[:, :9], -kls, 0 * kls):
+        with pytest.raises(UserError, match="never below zero"):
+            paired_ratio_interval(kls, second)
 
 
 @pytest.mark.parametrize("values", [[], [[]], [1.0, math.nan], 3.0, np.zeros((2, 2, 2))])

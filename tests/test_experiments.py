@@ -241,6 +241,36 @@ def test_the_shipped_student_is_taken_further_by_every_arm(tmp_path, monkeypatch
     assert json.loads((tmp_path / "07_best_student.json").read_text())["runs"] == runs
 
 
+def test_the_same_visitors_are_served_by_the_desk_and_by_the_student(tmp_path, monkeypatch):
+    drift = importlib.import_module("07_drift")
+    monkeypatch.setattr(drift, "VISITORS", 3)
+    monkeypatch.setattr(drift, "Record", partial(Record, folder=tmp_path))
+    monkeypatch.setattr(sys, "argv", ["x", "--students", "front-desk-student-small"])
+    drift.main()
+    [run] = json.loads((tmp_path / "07_drift.json").read_text())["runs"]
+    *parts, whole = run["groups"]
+    assert whole["turns"] == "all" and whole["visitors"] == 3 and parts[0]["turns"] == "1-3"
+    for each in run["groups"]:
+        low, high = each["difference_interval"]
+        assert low <= each["own"] - each["desk"] <= high and each["desk"] > 0
+    drift.main()  # it is there, and not measured again
+    assert json.loads((tmp_path / "07_drift.json").read_text())["runs"] == [run]
+
+
+def test_a_group_is_compared_on_the_visitors_who_come_there_both_ways():
+    drift = importlib.import_module("07_drift")
+    tokens = torch.tensor([[2.0, 2.0], [2.0, 0.0]]).numpy()
+    desk = drift.TurnSums(
+        tokens * 0 + torch.tensor([[2.0, 4.0], [6.0, 0.0]]).numpy(), tokens, tokens
+    )
+    stopped = torch.tensor([[1.0, 0.0], [4.0, 0.0]]).numpy()  # the first one broke off early
+    own = drift.TurnSums(stopped * 3, stopped, stopped)
+    first, *others = drift.compared(desk, own)
+    assert first["visitors"] == 2 and first["desk"] == 2.0 and first["own"] == 3.0
+    assert [each["turns"] for each in others] == ["all"]  # nobody comes to turn 4 both ways
+    assert others[0]["desk"] == 2.0
+
+
 @pytest.fixture
 def real_job(tmp_path, monkeypatch):
     """A script of real conversations, on six made-up ones, for a step: name, more -> its runs."""

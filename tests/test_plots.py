@@ -242,6 +242,25 @@ def test_lines_have_markers_where_points_are_few_and_an_area_where_asked():
     assert len(figure.axes[0].lines) == 1
 
 
+def test_lines_have_bands_a_mark_and_plain_numbers():
+    figure = lines(
+        {"teacher": ([0, 1], [0.2, 0.6]), "forward_kl": ([0, 1], [0.4, 0.5])},
+        title="A title",
+        xlabel="x",
+        ylabel="y",
+        log="y",
+        bands={"teacher": ([0.1, 0.5], [0.3, 0.7])},
+        mark=0.5,
+    )
+    axes = figure.axes[0]
+    [band] = axes.collections
+    assert to_hex(band.get_facecolor()[0][:3]) == ROLES["teacher"].colour.lower()
+    assert list(axes.lines[-1].get_xdata()) == [0.5, 0.5]
+    figure.canvas.draw()
+    shown = [label.get_text() for label in axes.get_yticklabels("both")]
+    assert "0.2" in shown and not any("times" in each for each in shown)
+
+
 def test_pulls_stand_beside_the_probabilities_and_their_sum_is_marked():
     left, right = FIGURES["pulls"]().axes
     assert [bar.get_width() for bar in left.patches] == [0.9, 0.06, 0.04, 0.1, 0.8, 0.1]

@@ -225,14 +225,30 @@ def _problem(bench: Bench, place: int) -> str:
     if not isinstance(found, Tensor) or not isinstance(goal, Tensor):
         return ""
     if found.shape != goal.shape:
-        return _said(
-            "shape", exercise, case=case, found=tuple(found.shape), expected=tuple(goal.shape)
-        )
+        shapes = {"found": tuple(found.shape), "expected": tuple(goal.shape)}
+        return " ".join([_said("shape", exercise, case=case, **shapes), *_members(found, goal)])
     if (goal.isfinite() & ~found.isfinite()).any():
         return _said("nan", exercise, case=case)
     dtype = getattr(outcome.value, "dtype", None)
     half = dtype in (torch.float16, torch.bfloat16)
     return _said("half", exercise, dtype=dtype) if half else ""
+
+
+def _members(found: Tensor, goal: Tensor) -> list[str]:
+    """Which whole numbers are missing and which are too many, where the goal is a list of such."""
+    rows = [each.tolist() for each in (found, goal)]
+    if found.dim() != 1 or goal.dim() != 1 or any(x % 1 for row in rows for x in row):
+        return []
+    yours, target = map(set, rows)
+    if len(target) < len(rows[1]):
+        return []  # not a set: how often each comes is what counts
+    several = {"missing": target - yours, "extra": yours - target}
+    text = {key: ", ".join(f"{x:.0f}" for x in sorted(each)) for key, each in several.items()}
+    return [
+        SAID[key].format(**text)
+        for key, part in (("missing", "missing"), ("too many", "extra"))
+        if text[part]
+    ]
 
 
 def _raised(bench: Bench, error: Exception, case: str) -> str:
@@ -274,7 +290,8 @@ def _kind(value: Any) -> str:
 
 def _described(goal: Normal) -> str:
     if isinstance(goal, Tensor):
-        return SAID["a tensor"].format(shape=tuple(goal.shape)) if goal.dim() else SAID["a number"]
+        key = ("a number", "some numbers", "a tensor")[min(goal.dim(), 2)]
+        return SAID[key].format(shape=tuple(goal.shape), count=goal.numel())
     return SAID["a text"] if isinstance(goal, str) else SAID["a tuple"].format(count=len(goal))
 
 

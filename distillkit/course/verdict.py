@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from distillkit.course.exercises.definition import OFFERED, Exercise, Mutant
+from distillkit.course.exercises.definition import OFFERED, READER, Exercise, Mutant
 from distillkit.course.showing import inline
 from distillkit.course.words import SAID
 
@@ -64,8 +64,8 @@ class Beside:
 
     def _table(self, values: Tensor) -> str:
         greatest = float(self.target.nan_to_num().abs().max()) or 1.0
-        lines = []
-        for line, numbers in zip(self._cells(values), _slice(values).tolist(), strict=True):
+        lines, shown = [], self._window(values).tolist()
+        for line, numbers in zip(self._cells(values), shown, strict=True):
             cells = "".join(
                 f'<td align="right" style="background: {_shade(number / greatest)}">'
                 f"<code>{escape(cell)}</code></td>"
@@ -76,7 +76,8 @@ class Beside:
 
     def _cells(self, values: Tensor) -> list[list[str]]:
         """Numbers as texts; those that differ get as many digits as it takes to see it."""
-        tables = [_slice(each).tolist() for each in (values, self.yours, self.target, self.wrong)]
+        kinds = (values, self.yours, self.target, self.wrong)
+        tables = [self._window(each).tolist() for each in kinds]
         mark = "✗" if values is self.yours else ""
         return [
             [
@@ -88,11 +89,36 @@ class Beside:
         ]
 
     def _note(self) -> str:
-        shape = tuple(self.target.shape)
-        rows, columns = _slice(self.target).shape
-        whole = rows * columns == self.target.numel()
-        key = "marked" if whole else "cut"
-        return SAID[key].format(rows=rows, columns=columns, shape=shape)
+        rows, columns = self._window(self.target).shape
+        if rows * columns == self.target.numel():
+            return SAID["marked"]
+        top, left = self._corner()
+        key = "cut inside" if top or left else "cut"
+        shape, ends = tuple(self.target.shape), (top + rows - 1, left + columns - 1)
+        return SAID[key].format(
+            rows=rows,
+            columns=columns,
+            shape=shape,
+            top=top,
+            left=left,
+            bottom=ends[0],
+            right=ends[1],
+        )
+
+    def _corner(self) -> tuple[int, int]:
+        """The first row and column shown: those of the table's corner, if a difference is in it."""
+        wrong = _table_of(self.wrong)
+        if not wrong.any() or wrong[:ROWS, :COLUMNS].any():
+            return 0, 0
+        row, column = wrong.nonzero()[0].tolist()
+        height, width = wrong.shape
+        top, left = row - ROWS // 2, column - COLUMNS // 2
+        return max(0, min(top, height - ROWS)), max(0, min(left, width - COLUMNS))
+
+    def _window(self, values: Tensor) -> Tensor:
+        """The part of a tensor that is shown, as a table with a difference in it."""
+        top, left = self._corner()
+        return _table_of(values)[top : top + ROWS, left : left + COLUMNS]
 
 
 @dataclass
@@ -123,16 +149,14 @@ class Verdict:
         return f"{SIGNS[self.state]} {exercise.number} {exercise.title}: {SAID[self.state]}"
 
     def _body(self) -> list[str]:
-        if self.mistake is None or self.mistake.seen == OFFERED:
+        if self.mistake is None or self.mistake.seen in (OFFERED, READER):
             return self.sentences
         return [*self.sentences, SAID["seen"].format(seen=self.mistake.seen)]
 
 
-def _slice(values: Tensor) -> Tensor:
-    """The first rows and columns of a tensor, as a table."""
-    if values.dim() < 2:
-        return values.reshape(1, -1)[:, :COLUMNS]
-    return values.reshape(-1, values.shape[-1])[:ROWS, :COLUMNS]
+def _table_of(values: Tensor) -> Tensor:
+    """A tensor as a table: its last axis are the columns."""
+    return values.reshape(1, -1) if values.dim() < 2 else values.reshape(-1, values.shape[-1])
 
 
 def _written(number: float, digits: int) -> str:

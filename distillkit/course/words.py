@@ -56,6 +56,8 @@ SAID = {
     "none": "Your function returns None. Is the `return` missing?",
     "type": "Your function returns a {found}; expected {expected}.",
     "shape": "With {case}, your result has shape {found}; expected {expected}.",
+    "missing": "Missing: {missing}.",
+    "too many": "Too many: {extra}.",
     "length": "With {case}, your result has {found} parts; expected {expected}.",
     "nan": "With {case}, your result has NaN or infinite values where the target is finite.",
     "half": "Your result is in {dtype}, which keeps three digits at most. Compute in float32.",
@@ -82,6 +84,7 @@ SAID = {
     "wrong word": "This is not the right one, and none of the known mistakes. Predict again, or "
     'ask hint("{number}").',
     "a tensor": "a tensor of shape {shape}",
+    "some numbers": "a list of {count} numbers, or a tensor of shape ({count},)",
     "a number": "a number",
     "a text": "a text",
     "a tuple": "{count} values",
@@ -90,6 +93,8 @@ SAID = {
     "target": "target",
     "with": "With {case}:",
     "cut": "(the first {rows} × {columns} of {shape}; ✗ marks what differs)",
+    "cut inside": "(rows {top} to {bottom}, columns {left} to {right} of {shape}, counted from 0; ✗ "
+    "marks what differs)",
     "marked": "(✗ marks what differs)",
     # hints and solutions
     "hint": "Hint {number} of {count}: {text}",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from distillkit.course.exercises.definition import Case, Exercise, Mutant
+from distillkit.course.exercises.definition import Case, Exercise, Mutant, Property
 from distillkit.course.exercises.drawing import Draw
 
 # 7.1 · the student's own words --------------------------------------------------------------------
@@ -90,6 +90,22 @@ def _by_argmax(ids: Tensor, prompt: int, end: int) -> Tensor:
     return mask
 
 
+def _early_end_missed(ids: Tensor, prompt: int, end: int) -> Tensor:
+    """A first end at place 0 is taken for "no end", as argmax gives 0 for both."""
+    reply = ids[:, prompt:]
+    first = (reply == end).int().argmax(1, keepdim=True)
+    first[first == 0] = reply.shape[1] - 1
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    mask[:, prompt:] = torch.arange(reply.shape[1]) <= first
+    return mask
+
+
+def _is_boolean(mask: Callable[..., Tensor], draw: Draw) -> bool:
+    ids = _batch(draw, 5, 4, (3, 0), 5)
+    # Lists and arrays come as float64 here; they index by truth as they are, or not at all.
+    return mask(ids, 4, 5).dtype in (torch.bool, torch.float64)
+
+
 def _whole_row(ids: Tensor, prompt: int, end: int) -> Tensor:
     ends = ids == end
     return _after(ids, prompt) & (ends.cumsum(1) - ends.long() == 0)
@@ -116,6 +132,15 @@ OWN_WORDS = Exercise(
     ),
     cases=_own_cases,
     oracle=_own_oracle,
+    properties=(
+        Property(
+            "booleans",
+            _is_boolean,
+            "The right places, as numbers. `kl[mask]` takes whole numbers for *rows* and refuses "
+            "fractions, so a mask is made of booleans: end with `.bool()`, or keep what a "
+            "comparison gives.",
+        ),
+    ),
     mutants=(
         Mutant(
             "everything after the prompt",
@@ -160,6 +185,27 @@ OWN_WORDS = Exercise(
             _by_argmax,
             "Right, except for replies without an end: there `argmax` of nothing but zeros is 0, "
             "and one token counts. A reply that was cut counts to its last token.",
+            "a reader",
+        ),
+        Mutant(
+            "an early end missed",
+            _early_end_missed,
+            "`argmax` gives 0 where there is no end, *and* where the very first token is one. You "
+            "take both for a reply that was cut. Ask `(reply == end).any(1)` which it is.",
+            "a reader",
+        ),
+        Mutant(
+            "zeros taken for filling",
+            lambda ids, prompt, end: _after(ids, prompt) & (ids != 0),
+            "You leave out the zeros. Rows are filled up with other things as well, and models "
+            "babble on; what closes a reply is its first end.",
+            "a reader",
+        ),
+        Mutant(
+            "the first token missing",
+            lambda ids, prompt, end: _own(ids, prompt, end) & _after(ids, prompt + 1),
+            "The first token of each reply is missing. The prompt holds the places 0 to "
+            "`prompt - 1`, so the reply begins *at* `prompt`.",
             "a reader",
         ),
         Mutant(
@@ -223,7 +269,7 @@ def _written_cases(draw: Draw) -> list[Case]:
 
 
 def _with_traps(prompts: list[str], replies: list[list[int]]) -> tuple[list[str], list[list[int]]]:
-    """A double far behind, the same words to another prompt, an end in the middle."""
+    """A double far behind, the same words to another prompt, an end in the middle, and more."""
     said = next(row for row, reply in enumerate(replies) if reply[-1] == END)
     more = [
         (prompts[said], replies[said]),
@@ -232,6 +278,13 @@ def _with_traps(prompts: list[str], replies: list[list[int]]) -> tuple[list[str]
         ("visitor 9", [*replies[said][:-1], 4]),
         ("visitor 8", [4, 4, END]),
         ("visitor 8", [4, 4, END]),
+        # keys that only look alike, a cut reply before its whole one, and nothing but an end
+        ("visitor 7", [3, 14, END]),
+        ("visitor 7", [31, 4, END]),
+        ("Visitor 7 ", [3, 14, END]),
+        ("visitor 7", [4, 3]),
+        ("visitor 7", [4, 3, END]),
+        ("visitor 7", [END]),
     ]
     return [*prompts, *(a for a, _ in more)], [*replies, *(list(b) for _, b in more)]
 
@@ -256,8 +309,9 @@ def _kept(
     """The places that are kept, with one part wrong.
 
     whole: the end is the "last" token, is "somewhere", or is not asked for ("any"). alike: what
-    makes a double: "both", the "reply", the "prompt", "none". which: the "first", the "last", or
-    "no" copy of several stays; "behind": only a double right behind is one.
+    makes a double: "both", the "reply", the "prompt", "none", or a text of both ("glued"). which:
+    the "first", the "last", or "no" copy of several stays; "behind": only a double right behind is
+    one.
     """
 
     def places(prompts: list[str], replies: list[list[int]]) -> list[int]:
@@ -268,6 +322,7 @@ def _kept(
             "reply": lambda n: tuple(replies[n]),
             "prompt": lambda n: prompts[n],
             "none": lambda n: n,
+            "glued": lambda n: prompts[n] + "".join(map(str, replies[n])),
         }
         named = [(names[alike](n), n) for n in good]
         if which == "behind":
@@ -282,6 +337,11 @@ def _kept(
         return sorted(group[0 if which == "first" else -1] for group in groups.values())
 
     return places
+
+
+def _renumbered(prompts: list[str], replies: list[list[int]]) -> list[int]:
+    whole = [row for row in zip(prompts, replies, strict=True) if row[1][-1] == END]
+    return _kept()([prompt for prompt, _ in whole], [reply for _, reply in whole])
 
 
 WRITTEN = Exercise(
@@ -332,6 +392,26 @@ WRITTEN = Exercise(
             _kept(alike="prompt"),
             "You keep one reply for each prompt. Several different samples of a prompt are what "
             "tells the student how likely the teacher finds each; only equal ones are doubles.",
+            "a reader",
+        ),
+        Mutant(
+            "everything kept",
+            _kept(whole="any", alike="none"),
+            "You keep every row: cut replies and doubles alike. Two questions for each row.",
+            "a reader",
+        ),
+        Mutant(
+            "a key of glued numbers",
+            _kept(alike="glued"),
+            "Your key glues the tokens together as text, so [3, 14] and [31, 4] look the same. "
+            "A tuple keeps them apart: `(prompt, tuple(reply))`.",
+            "a reader",
+        ),
+        Mutant(
+            "places among those kept",
+            _renumbered,
+            "You number the rows after the cut ones are gone. Asked for are places in the lists "
+            "that you were given: `enumerate` before you leave anything out.",
             "a reader",
         ),
         Mutant(

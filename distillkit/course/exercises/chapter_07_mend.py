@@ -120,13 +120,15 @@ def _training(
     cool: tuple[bool, bool] = (True, True),
     divide: str = "said",
     all_summed: bool = False,
+    drawn_at_one: bool = False,
+    forward: bool = False,
 ) -> Function:
     """The training mended in part.
 
     calm: `eval()` while it speaks; back: `train()` afterwards; cool: whether student and teacher
     are scored without the sampling temperature. divide: by the tokens that were "said", those of
     the "reference", "all" that were written, or each reply "alone". all_summed: what stands behind
-    the end enters.
+    the end enters. drawn_at_one: τ is left out of the drawing. forward: KL(p‖q).
     """
 
     def train(
@@ -143,13 +145,14 @@ def _training(
         losses = []
         for first, noise, labels in zip(first_NB, noise_NGBV, labels_NBS, strict=True):
             student.train(not calm)
-            ids, said = student.generate(first, noise, tau, end)
+            ids, said = student.generate(first, noise, 1.0 if drawn_at_one else tau, end)
             student.train(back)
             log_q, log_p = (
                 (model(ids[:, :-1]) / (1.0 if right else tau)).log_softmax(-1)
                 for model, right in zip((student, teacher), cool, strict=True)
             )
-            kl = (log_q.exp() * (log_q - log_p)).sum(-1)
+            log_a, log_b = (log_p, log_q) if forward else (log_q, log_p)
+            kl = (log_a.exp() * (log_a - log_b)).sum(-1)
             kl = kl if all_summed else kl * said
             if divide == "alone":
                 loss = (kl.sum(1) / said.sum(1)).mean()
@@ -243,6 +246,42 @@ MEND_ON_POLICY = Exercise(
             "The student speaks in eval mode, and stays in it: the loss is computed without "
             "dropout, in this step and in all that follow. `student.train()` after `generate`.",
             "a review of ai-engineering-from-scratch PR#206, whose generate() did so",
+        ),
+        Mutant(
+            "eval for good, τ and the count left",
+            _training(back=False, cool=_HOT, divide="reference"),
+            "Now the student speaks in eval mode, and stays in it: `student.train()` after "
+            "`generate`. Beside that, τ stands in the loss, and the divisor counts an answer that "
+            "nobody used.",
+            _MODE,
+        ),
+        Mutant(
+            "eval for good, τ left",
+            _training(back=False, cool=_HOT),
+            "The student speaks in eval mode, and stays in it: `student.train()` after `generate`. "
+            "And τ stands in the loss.",
+            _MODE,
+        ),
+        Mutant(
+            "eval for good, the count left",
+            _training(back=False, divide="reference"),
+            "The student speaks in eval mode, and stays in it: `student.train()` after `generate`. "
+            "And the divisor counts an answer that nobody used.",
+            _MODE,
+        ),
+        Mutant(
+            "τ taken out everywhere",
+            _training(drawn_at_one=True),
+            "τ is gone from the drawing as well. There it belongs: `generate` gets τ, the loss "
+            "does not.",
+            "a reader",
+        ),
+        Mutant(
+            "the forward KL",
+            _training(forward=True),
+            "That is KL(p‖q). On the student's words the statement asks for KL(q‖p): the student "
+            "first.",
+            "a reader",
         ),
         Mutant(
             "the teacher's temperature",

@@ -28,9 +28,7 @@ def _skew_cases(draw: Draw) -> list[Case]:
     ):
         drawn = (draw.logits(b, s, v), draw.logits(b, s, v), skew, t)
         cases.append(Case(f"B={b}, S={s}, V={v}, λ={skew}, T={t}", drawn))
-    student, teacher = draw.logits(2, 2, 6), draw.logits(2, 2, 6)
-    student[0, 1, 2], teacher[0, 1, 3], teacher[1, 0, 3] = 4000.0, 3000.0, 3000.0
-    return [*cases, Case("two huge logits, λ=0.1", (student, teacher, 0.1, 2.0))]
+    return cases
 
 
 def _skew_oracle(
@@ -51,6 +49,14 @@ def _mixed(log_p: Tensor, log_q: Tensor, of_p: float) -> Tensor:
 def _skewed(student: Tensor, teacher: Tensor, skew: float, temperature: float) -> Tensor:
     log_p, log_q = log_probs(student, teacher, temperature)
     return between(log_p, _mixed(log_p, log_q, skew))
+
+
+def _right_far_apart(skew_kl: Function, draw: Draw) -> bool:
+    """A property and no case, so that a mistake has its name in probabilities, too."""
+    student, teacher = draw.logits(2, 2, 6), draw.logits(2, 2, 6)
+    student[0, 1, 2], teacher[0, 1, 3], teacher[1, 0, 3] = 4000.0, 3000.0, 3000.0
+    right = _skewed(student, teacher, 0.1, 2.0)
+    return bool(torch.isclose(skew_kl(student, teacher, 0.1, 2.0), right, 1e-3, 1e-5).all())
 
 
 def _wrong_way(student: Tensor, teacher: Tensor, skew: float, temperature: float) -> Tensor:
@@ -96,6 +102,32 @@ def _mean(student: Tensor, teacher: Tensor, skew: float, temperature: float) -> 
 
 def _scaled(student: Tensor, teacher: Tensor, skew: float, temperature: float) -> Tensor:
     return temperature**2 * _skewed(student, teacher, skew, temperature)
+
+
+def _without_temperature(
+    student: Tensor, teacher: Tensor, skew: float, temperature: float
+) -> Tensor:
+    return _skewed(student, teacher, skew, 1.0)
+
+
+def _softened_teacher(student: Tensor, teacher: Tensor, skew: float, temperature: float) -> Tensor:
+    return _skewed(student * temperature, teacher, skew, temperature)
+
+
+def _plain(student: Tensor, teacher: Tensor, skew: float, temperature: float) -> Tensor:
+    return between(*log_probs(student, teacher, temperature))
+
+
+def _student_first(student: Tensor, teacher: Tensor, skew: float, temperature: float) -> Tensor:
+    log_p, log_q = log_probs(student, teacher, temperature)
+    return between(log_q, _mixed(log_p, log_q, skew))
+
+
+def _shares_of_logarithms(
+    student: Tensor, teacher: Tensor, skew: float, temperature: float
+) -> Tensor:
+    log_p, log_q = log_probs(student, teacher, temperature)
+    return between(log_p, torch.logaddexp(skew * log_p, (1 - skew) * log_q))
 
 
 def _helped_without_gradient(
@@ -167,6 +199,12 @@ SKEW = Exercise(
             "through.",
         ),
         Property(
+            "right where logits lie far apart",
+            _right_far_apart,
+            "The values are right until logits lie far apart: where p is 0, `0 * log(0)` is NaN. "
+            "Stay in logarithms: `log_softmax`, and `torch.logaddexp` for the mixture.",
+        ),
+        Property(
             "finite gradient",
             _finite_gradient,
             "The values are right, but `backward()` does not give a finite gradient when logits "
@@ -227,6 +265,39 @@ SKEW = Exercise(
             "an even mixture",
             _even,
             "Your mixture is half and half, whatever λ is.",
+            "a reader",
+        ),
+        Mutant(
+            "no temperature",
+            _without_temperature,
+            "`T` is not used, or only in one case of many. Divide both logits by it, before the "
+            "softmax.",
+            "a reader",
+        ),
+        Mutant(
+            "the teacher alone is softened",
+            _softened_teacher,
+            "Only the teacher's logits are divided by T. A student that is its teacher would have "
+            "a KL above 0: divide both.",
+            "a reader",
+        ),
+        Mutant(
+            "the plain forward KL",
+            _plain,
+            "That is KL(p‖q), without a mixture: λ does nothing. Put log m in the place of log q.",
+            "a reader",
+        ),
+        Mutant(
+            "the student first",
+            _student_first,
+            "The student stands first, KL(q‖m). The teacher is compared with the mixture: KL(p‖m).",
+            "a reader",
+        ),
+        Mutant(
+            "shares outside the logarithm",
+            _shares_of_logarithms,
+            "You multiply the *logarithms* by λ and 1-λ. A factor of a probability is a summand of "
+            "its logarithm: `log_p + math.log(skew)`.",
             "a reader",
         ),
         Mutant(

@@ -13,6 +13,8 @@ Kind = Literal["write", "predict", "mend"]
 MOST_DIFFICULT = 5
 OFFERED = "a choice offered"
 """Where the wrong answer to a question was seen, if the question itself offers it."""
+READER = "a reader"
+"""Where a mistake was seen that needs no source: no line is shown for it."""
 
 
 @dataclass(frozen=True)
