@@ -260,9 +260,8 @@ def test_the_same_visitors_are_served_by_the_desk_and_by_the_student(tmp_path, m
 def test_a_group_is_compared_on_the_visitors_who_come_there_both_ways():
     drift = importlib.import_module("07_drift")
     tokens = torch.tensor([[2.0, 2.0], [2.0, 0.0]]).numpy()
-    desk = drift.TurnSums(
-        tokens * 0 + torch.tensor([[2.0, 4.0], [6.0, 0.0]]).numpy(), tokens, tokens
-    )
+    values = torch.tensor([[2.0, 4.0], [6.0, 0.0]]).numpy()
+    desk = drift.TurnSums(values, tokens, tokens)
     stopped = torch.tensor([[1.0, 0.0], [4.0, 0.0]]).numpy()  # the first one broke off early
     own = drift.TurnSums(stopped * 3, stopped, stopped)
     first, *others = drift.compared(desk, own)

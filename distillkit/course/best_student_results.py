@@ -81,8 +81,8 @@ def best_student_verdicts(folder: Path = RESULTS, *, aim: float = 0.97) -> list[
     reached = "That reaches" if share >= aim else "That does not reach"
     said = [
         f"chosen on development visitors: {WAYS.get(best, shipped['model'])}. It serves "
-        f"{share:.1%} of what the teacher serves; of all visitors, between {-high:.1%} and "
-        f"{-low:.1%} fewer. {reached} {aim:.0%}."
+        f"{share:.1%} of what the teacher serves; of all visitors, between {0 - high:.1%} and "
+        f"{0 - low:.1%} fewer. {reached} {aim:.0%}."
     ]
     for arm, group in groups.items():
         gain = _mean(group, "success") - shipped["success"]

@@ -94,16 +94,9 @@ class Beside:
             return SAID["marked"]
         top, left = self._corner()
         key = "cut inside" if top or left else "cut"
-        shape, ends = tuple(self.target.shape), (top + rows - 1, left + columns - 1)
-        return SAID[key].format(
-            rows=rows,
-            columns=columns,
-            shape=shape,
-            top=top,
-            left=left,
-            bottom=ends[0],
-            right=ends[1],
-        )
+        places = {"top": top, "bottom": top + rows - 1, "left": left, "right": left + columns - 1}
+        shape = tuple(self.target.shape)
+        return SAID[key].format(rows=rows, columns=columns, shape=shape, **places)
 
     def _corner(self) -> tuple[int, int]:
         """The first row and column shown: those of the table's corner, if a difference is in it."""

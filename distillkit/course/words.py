@@ -93,8 +93,8 @@ SAID = {
     "target": "target",
     "with": "With {case}:",
     "cut": "(the first {rows} × {columns} of {shape}; ✗ marks what differs)",
-    "cut inside": "(rows {top} to {bottom}, columns {left} to {right} of {shape}, counted from 0; ✗ "
-    "marks what differs)",
+    "cut inside": "(rows {top} to {bottom}, columns {left} to {right} of {shape}, counted from "
+    "0; ✗ marks what differs)",
     "marked": "(✗ marks what differs)",
     # hints and solutions
     "hint": "Hint {number} of {count}: {text}",
