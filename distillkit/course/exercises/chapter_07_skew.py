@@ -25,6 +25,7 @@ def _skew_cases(draw: Draw) -> list[Case]:
         ((3, 2, 7), 0.3, 2.0),
         ((1, 4, 6), 0.05, 3.0),
         ((2, 4, 3), 0.8, 1.5),
+        ((3, 3, 4), 0.5, 0.7),
     ):
         drawn = (draw.logits(b, s, v), draw.logits(b, s, v), skew, t)
         cases.append(Case(f"B={b}, S={s}, V={v}, λ={skew}, T={t}", drawn))
@@ -55,8 +56,8 @@ def _right_far_apart(skew_kl: Function, draw: Draw) -> bool:
     """A property and no case, so that a mistake has its name in probabilities, too."""
     student, teacher = draw.logits(2, 2, 6), draw.logits(2, 2, 6)
     student[0, 1, 2], teacher[0, 1, 3], teacher[1, 0, 3] = 4000.0, 3000.0, 3000.0
-    right = _skewed(student, teacher, 0.1, 2.0)
-    return bool(torch.isclose(skew_kl(student, teacher, 0.1, 2.0), right, 1e-3, 1e-5).all())
+    right, yours = (f(student, teacher, 0.1, 2.0) for f in (_skewed, skew_kl))
+    return bool(torch.isclose(yours.to(right), right, 1e-3, 1e-5).all())
 
 
 def _wrong_way(student: Tensor, teacher: Tensor, skew: float, temperature: float) -> Tensor:
