@@ -21,8 +21,8 @@ WAYS = {
     "forward_kl": "forward KL",
     "forward_kl_longer": "forward KL, longer",
     "labels": "labels",
-    "on_policy": "on-policy by reverse KL",
-    "on_policy_jsd": "on-policy by Jensen-Shannon",
+    "on_policy": "its own words, reverse KL",
+    "on_policy_jsd": "its own words, Jensen-Shannon",
     "mixed": "half on-policy, half forward KL",
 }
 """The arms of `experiments/07_best_student.py`, and their names."""
