@@ -142,7 +142,7 @@ def test_the_best_student_is_chosen_on_development_and_reported_on_test(folder):
     everything = {"runs": [lucky, base, teacher, chosen]}
     (folder / "07_best_student.json").write_text(json.dumps(everything))
     choice, by_kl, by_speaking, missing, warning = best.best_student_verdicts(folder)
-    assert "on-policy by reverse KL. It serves 90.0% of what the teacher serves" in choice
+    assert "its own words, reverse KL. It serves 90.0% of what the teacher serves" in choice
     assert "does not reach 97%" in choice and "between 0.0% and 25.0% fewer" in choice
     assert by_kl.startswith("going on by forward KL: +20.0% [")
     assert by_speaking.endswith("one training: no sure change")

@@ -20,6 +20,7 @@ NOT_YET = "(`python experiments/07_best_student.py` has not been run yet)"
 WAYS = {
     "forward_kl": "forward KL",
     "forward_kl_longer": "forward KL, longer",
+    "logits_mse": "MSE of the logits",
     "labels": "labels",
     "on_policy": "its own words, reverse KL",
     "on_policy_jsd": "its own words, Jensen-Shannon",
