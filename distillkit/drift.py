@@ -37,19 +37,6 @@ class TurnSums:
     tokens: np.ndarray
 
 
-@dataclass(frozen=True)
-class Drift:
-    """For each group of turns that has a token: its mean turn, the mean there, how many tokens.
-
-    `mean` is over the tokens of all turns.
-    """
-
-    turns: list[float]
-    values: list[float]
-    tokens: list[int]
-    mean: float
-
-
 def sums_by_turn(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
@@ -79,27 +66,3 @@ def sums_by_turn(
             group = min(bisect_left(edges, turn), len(edges) - 1)
             sums[:, row, group] += value, turn, 1
     return TurnSums(*sums)
-
-
-def kl_by_turn(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    rows: Sequence[Encoded],
-    opens: int,
-    *,
-    divergence: Divergence = forward_kl,
-    edges: Sequence[int] = EDGES,
-) -> Drift:
-    """The mean divergence of the labelled tokens, over all rows, by the turns begun before each.
-
-    As `sums_by_turn`, which it sums up.
-    """
-    sums = sums_by_turn(student, teacher, rows, opens, divergence=divergence, edges=edges)
-    values, turns, tokens = (each.sum(0) for each in (sums.values, sums.turns, sums.tokens))
-    found = tokens > 0
-    return Drift(
-        turns=(turns[found] / tokens[found]).tolist(),
-        values=(values[found] / tokens[found]).tolist(),
-        tokens=tokens[found].astype(int).tolist(),
-        mean=float(values.sum() / tokens.sum()),
-    )

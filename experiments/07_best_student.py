@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 from arguments import run_arguments
-from recording import Record
+from recording import Record, served
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distillkit.chat import encode_rows
@@ -119,17 +119,12 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
     """On development visitors, for the choice, and on test visitors, for the report."""
     chosen = task_success(model, tokenizer, visits=CHOOSE, seed=6, split="development")
     success = task_success(model, tokenizer, visits=VISITS, seed=4)
-    low, high = success.interval()
     test = encode_rows(tokenizer, front_desk(TEST, seed=3, split="test"))
     return {
         "parameters": count_parameters(model),
         "development": chosen.rate,
         "nll": nll(model, test).per_token,
-        "success": success.rate,
-        "low": low,
-        "high": high,
-        "successes": "".join("01"[won] for won in success.successes),
-        "failures": dict(success.failures.most_common(5)),
+        **served(success),
     }
 
 

@@ -34,7 +34,7 @@ from pathlib import Path
 
 import torch
 from arguments import run_arguments
-from recording import Record
+from recording import Record, served
 from remembering import RememberingTeacher
 from transformers import TrainerCallback
 
@@ -240,7 +240,6 @@ class School:
     def measure(self, model) -> dict:
         """In worlds whose names nobody has seen; KL to the teacher, there and on its own words."""
         success = task_success(model, self.tokenizer, visits=VISITS, seed=4)
-        low, high = success.interval()
         speaker = WholeVisits(self.tokenizer, [], Sampling(), split="test")
         own = speaker.serve(model, [7_000_000 + number for number in range(OWN)], range(OWN))
         return {
@@ -248,11 +247,7 @@ class School:
             "calibration_error": calibration_error(model, self.test).error,
             "kl": self.distance(model, self.test),
             "kl_own_words": self.distance(model, own),
-            "success": success.rate,
-            "low": low,
-            "high": high,
-            "successes": "".join("01"[won] for won in success.successes),
-            "failures": dict(success.failures.most_common(5)),
+            **served(success),
         }
 
     def distance(self, model, rows: list[dict]) -> float:

@@ -7,9 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distillkit.evaluation import TaskSuccess
 from distillkit.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def served(success: TaskSuccess) -> dict[str, Any]:
+    """What a record keeps of the visitors: share, interval, each one's mark, common failures."""
+    low, high = success.interval()
+    return {
+        "success": success.rate,
+        "low": low,
+        "high": high,
+        "successes": "".join("01"[won] for won in success.successes),
+        "failures": dict(success.failures.most_common(5)),
+    }
 
 
 class Record:
