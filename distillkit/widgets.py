@@ -79,7 +79,11 @@ def transcript_of_visit(
     for role, model in _named(models).items():
         visit, column = Visit(visitor, split="development"), _Column(role)
         said = serve_visitor(Speaker(model, tokenizer), visit, column.hear)
-        why = WORDS["served"] if visit.success else WORDS["not_served"].format(why=visit.failure)
+        why = (
+            WORDS["visit_served"]
+            if visit.success
+            else WORDS["not_served"].format(why=visit.failure)
+        )
         column.note = f"{why} {_pace(said)}"
         columns.append(column)
     return _side_by_side(columns)

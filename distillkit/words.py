@@ -26,6 +26,9 @@ WORDS = {
     "tokens_per_step": "conversations in one step, a token of each",
     "throughput": "tokens per second",
     "bound": "bound of bytes and operations",
+    "cost_bytes": "MB on disk, tokenizer and configuration included",
+    "cost_milliseconds": "ms a turn (median)",
+    "served": "visits served",
     # the chat
     "user": "visitor",
     "assistant": "desk",
@@ -35,7 +38,7 @@ WORDS = {
     "anew": "New conversation",
     "latency": "{tokens} tokens; first after {first:.0f} ms, all after {all:.0f} ms",
     "messages": "{count} messages, median {median:.0f} ms each",
-    "served": "The visitor got all that was asked for.",
+    "visit_served": "The visitor got all that was asked for.",
     "not_served": "The visitor was not served: {why}.",
     "open_call": "(nothing runs the model's tools here)",
     # the microscope

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
 
+from distillkit.choosing import Variant
 from distillkit.errors import UserError
 from distillkit.evaluation import Bin, Calibration
 from distillkit.plots import (
@@ -17,6 +18,7 @@ from distillkit.plots import (
     learning_curves,
     lines,
     memory_plot,
+    pareto_plot,
     predicted_measured,
     pull_bars,
     reliability,
@@ -69,6 +71,15 @@ NEEDS = {
 LIMITS = {"phone": 8e9, "board": 8.1e9, "T4": 16.1e9}
 TIMES = {"student": ("distilled", 0.05, 0.65, 0.6, 0.7), "135M": ("real", 19, 56, 50, 57)}
 
+VARIANTS = [
+    Variant("teacher", "teacher", 7.9e6, 31.0, 0.951, 0.937, 0.964),
+    Variant("student", "distilled", 1.35e6, 8.0, 0.874, 0.854, 0.894),
+    Variant("student, int8", "quantized", 0.5e6, 4.2, 0.872, 0.851, 0.892),
+    Variant("teacher, 2:4", "pruned", 7.9e6, 30.0, 0.62, 0.59, 0.65),
+    Variant("pruned and int8", "combined", 0.4e6, 3.9, 0.86, 0.84, 0.88),
+    Variant("yours", "mine", 0.9e6, 5.0, 0.91, 0.89, 0.93),
+]
+
 FIGURES = {
     "curves": lambda: learning_curves(
         curves(),
@@ -105,11 +116,12 @@ FIGURES = {
     "throughput": lambda: throughput_plot(
         [(1, 20, 18, 21), (8, 100, 90, 130)], [(1, 25), (8, 150)], title="Eight at once gain much"
     ),
+    "pareto": lambda: pareto_plot(VARIANTS, title="Small and fast is not free"),
     "dots": lambda: dot_rows(
         DOTS, title="The second repair brings most", xlabel="right", levels={"teacher": 0.9}
     ),
 }
-OF_PANELS = ("bars", "pulls")  # one title for the whole figure
+OF_PANELS = ("bars", "pulls", "pareto")  # one title for the whole figure
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -335,3 +347,18 @@ def test_a_row_may_have_another_role():
     )
     first, second = (line.get_color() for line in figure.axes[0].lines)
     assert (first, second) == (ROLES["right"].colour, ROLES["wrong"].colour)
+
+
+def test_the_front_is_numbered_and_told():
+    by_size, by_time = FIGURES["pareto"]().axes
+    names = ["pruned and int8", "student, int8", "yours", "teacher"]
+    for axes, wanted in ((by_size, names), (by_time, [names[0], names[1], names[2], "teacher"])):
+        numbers = [text.get_text() for text in axes.texts if text.get_text().isdigit()]
+        told = axes.texts[-1].get_text().splitlines()
+        assert told == [f"{n} {name}" for n, name in enumerate(wanted, 1)]
+        assert numbers == [str(n) for n in range(1, len(wanted) + 1)]
+    assert {text.get_text() for text in by_size.figure.legends[0].get_texts()} == {
+        ROLES[each.family].name for each in VARIANTS
+    }
+    with pytest.raises(UserError, match="no variant"):
+        pareto_plot([], title="nothing at all")

@@ -5,7 +5,7 @@ A function returns its figure and leaves none open: a notebook shows it when it 
 a cell.
 """
 
-from distillkit.plots.costs import memory_plot, predicted_measured, throughput_plot
+from distillkit.plots.costs import memory_plot, pareto_plot, predicted_measured, throughput_plot
 from distillkit.plots.curves import dot_rows, interval_plot, learning_curves, lines, reliability
 from distillkit.plots.look import ROLES, STYLE, Role
 from distillkit.plots.tokens import pull_bars, token_bars, token_strip
@@ -19,6 +19,7 @@ __all__ = [
     "learning_curves",
     "lines",
     "memory_plot",
+    "pareto_plot",
     "predicted_measured",
     "pull_bars",
     "reliability",

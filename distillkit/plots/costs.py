@@ -1,13 +1,16 @@
-"""What a model costs: memory against devices, times against predictions, tokens a second."""
+"""What a model costs: memory, times, tokens a second, and what is served for it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
+from distillkit.choosing import Variant, pareto_front
 from distillkit.errors import UserError
 from distillkit.plots.look import drawn, new_axes, role_of, size_axis
 from distillkit.words import WORDS
@@ -109,3 +112,59 @@ def throughput_plot(
     axes.yaxis.set_minor_locator(NullLocator())
     axes.legend(loc="upper left")
     return figure
+
+
+_COSTS = {"bytes": 1e-6, "milliseconds": 1.0}  # and what they are multiplied by for the axis
+
+
+@drawn
+def pareto_plot(variants: Sequence[Variant], *, title: str) -> Figure:
+    """Visits served against bytes, and against the time of a turn, one point a model.
+
+    The line is the front: models that no other one beats in this panel. Those are numbered, and the
+    numbers are told beside the panel. Bars are the intervals of `variants`.
+    """
+    if not variants:
+        raise UserError("found no variant to draw: expected at least one")
+    figure, panels = plt.subplots(2, 1, figsize=(7.2, 7.6), sharey=True)
+    for axes, (cost, factor) in zip(panels, _COSTS.items(), strict=True):
+        for family in dict.fromkeys(each.family for each in variants):
+            _family(axes, [each for each in variants if each.family == family], cost, factor)
+        _front(axes, pareto_front(variants, [cost]), cost, factor)
+        axes.set(xscale="log", xlabel=WORDS[f"cost_{cost}"], ylabel=WORDS["served"])
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    return figure
+
+
+def _family(axes: Axes, members: Sequence[Variant], cost: str, factor: float) -> None:
+    look = role_of(members[0].family)
+    rate = np.array([each.success for each in members])
+    bars = [rate - [each.low for each in members], [each.high for each in members] - rate]
+    axes.errorbar(
+        [factor * getattr(each, cost) for each in members],
+        rate,
+        yerr=np.maximum(bars, 0),
+        color=look.colour,
+        marker=look.marker,
+        ms=7,
+        ls="",
+        elinewidth=0.8,
+        label=look.name,
+    )
+
+
+def _front(axes: Axes, front: Sequence[Variant], cost: str, factor: float) -> None:
+    x, y = [factor * getattr(each, cost) for each in front], [each.success for each in front]
+    axes.step(x, y, where="post", color="#666666", lw=1.0, ls="--", zorder=0)
+    for number, place in enumerate(zip(x, y, strict=True), 1):
+        axes.annotate(
+            str(number), place, (-5, 6), textcoords="offset points", ha="right", fontsize=8
+        )
+    told = "\n".join(f"{number} {each.name}" for number, each in enumerate(front, 1))
+    axes.text(1.01, 1.0, told, transform=axes.transAxes, va="top", fontsize=7.5)

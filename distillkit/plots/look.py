@@ -54,6 +54,10 @@ ROLES = {
     "relations": Role("logits and relations", "#BB0000", "|"),
     "piece": Role("logits, from the teacher's layers", "#00CED1", "_"),
     "wrong_too": Role("another wrong form", "#DDCC77", "1"),
+    "pruned": Role("pruned", "#775500", "$p$"),
+    "quantized": Role("quantized", "#DD33DD", "$q$"),
+    "combined": Role("several of them", "#33BB00", "$m$"),
+    "mine": Role("yours", "#FF0000", "$y$"),
 }
 
 STYLE: Any = {
