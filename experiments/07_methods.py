@@ -14,7 +14,9 @@ on text of the teacher's, as they cannot know how else the desk might put it. Se
 first weights and in the order of the conversations.
 
 On-policy arms begin as forward KL, because a student that cannot speak yet has nothing to be
-scored; over the last sixth of the steps it speaks. The teacher has read the conversations once for
+scored; over the last sixth of the steps it speaks. It is judged at its best checkpoint *after* that
+has begun: by the NLL of the desk's words, the best one may lie before, and would be no on-policy
+student at all. The teacher has read the conversations once for
 all arms, which took `teacher_seconds`; how long it wrote stands there for the arms of its text.
 
 Two processes may work on different arms. The two `written` arms share files: give them to one.
@@ -111,6 +113,7 @@ class Watch(TrainerCallback):
     model: torch.nn.Module
     tokenizer: object
     validation: list
+    after: int = 0  # the best weights are looked for behind this step
     curve: list = field(default_factory=list)
     served: list = field(default_factory=list)
     best: tuple = (float("inf"), {})
@@ -125,7 +128,7 @@ class Watch(TrainerCallback):
         self.seconds += time.process_time() - self.began
         value = nll(self.model, self.validation).per_token
         self.curve.append([state.global_step, round(self.seconds, 1), round(value, 4)])
-        if value < self.best[0]:
+        if state.global_step > self.after and value < self.best[0]:
             self.best = value, copy.deepcopy(self.model.state_dict())
         if state.global_step % SERVE_EVERY == 0:
             options = {"visits": DEVELOPMENT_VISITS, "seed": 5, "split": "development"}
@@ -194,7 +197,8 @@ class School:
             self.read()
             teacher = self.teacher
         lessons, validation = self.texts(method.text)
-        watch = Watch(model, self.tokenizer, validation)
+        silent = reading_steps(steps) if method.lmbda else 0
+        watch = Watch(model, self.tokenizer, validation, after=silent)
         with tempfile.TemporaryDirectory() as folder:
             trainer = DistillationTrainer(
                 model,
@@ -261,13 +265,18 @@ class School:
         return total / tokens
 
 
+def reading_steps(steps: int) -> int:
+    """How many steps an on-policy arm reads before it speaks."""
+    return round(steps * (1 - SPEAKING))
+
+
 def arguments(folder: str, method: Method, seed: int, trial: dict, steps: int):
     return run_arguments(
         folder,
         trial,
         alpha=trial.get("alpha", 0.9) if method.divergence else 0.0,
         lmbda=method.lmbda,
-        off_policy_steps=round(steps * (1 - SPEAKING)),
+        off_policy_steps=reading_steps(steps),
         steps=steps,
         batch_size=BATCH_SIZE,
         seed=seed,
