@@ -19,6 +19,10 @@ has begun: by the NLL of the desk's words, the best one may lie before, and woul
 student at all. The teacher has read the conversations once for
 all arms, which took `teacher_seconds`; how long it wrote stands there for the arms of its text.
 
+`forward_kl_weight` tunes what the MSE tunes, the weight in the place of the temperature, so that
+the two can be compared. `reverse_kl_late` is forward KL for the first half of the steps: does the
+reverse KL fail by itself, or by its beginning?
+
 Two processes may work on different arms. The two `written` arms share files: give them to one.
 Results: ``experiments/results/07_methods.ARM.json``. A run that is there is not made again.
 """
@@ -71,22 +75,26 @@ class Method:
     text: str | None = None  # "greedy" or "sampled": the teacher's in place of the desk's
     lmbda: float = 0.0
     rollout: type = WholeVisits
+    late: bool = False  # forward KL over the first half of the steps
 
 
 RATES = ({"learning_rate": 5e-3}, {"learning_rate": 2.5e-3})
 SOFTNESS = ({"temperature": 1.0}, {"temperature": 2.0})
+WEIGHTS = ({"alpha": 0.9}, {"alpha": 0.5})
 SPOKEN = ({"divergence": "reverse_kl"}, {"divergence": "jensen_shannon:0.5"})
 METHODS = {
     "labels": Method(RATES),
     "smoothing": Method(({"smoothing": 0.1}, {"smoothing": 0.03})),
     "forward_kl": Method(SOFTNESS, "forward_kl"),
+    "forward_kl_weight": Method(WEIGHTS, "forward_kl"),
     "reverse_kl": Method(SOFTNESS, "reverse_kl"),
+    "reverse_kl_late": Method(SOFTNESS, "reverse_kl", late=True),
     "jensen_shannon": Method(SOFTNESS, "jensen_shannon:0.5"),
     "on_policy_half": Method(SPOKEN, "forward_kl", lmbda=0.5),
     "written_greedy": Method(RATES, text="greedy"),
     "skew_kl": Method(SOFTNESS, "skew_kl:0.1"),
     "total_variation": Method(SOFTNESS, "total_variation"),
-    "logits_mse": Method(({"alpha": 0.9}, {"alpha": 0.5}), "logits_mse"),
+    "logits_mse": Method(WEIGHTS, "logits_mse"),
     "one_turn": Method(SPOKEN, "forward_kl", lmbda=1.0, rollout=OneTurn),
     "on_policy": Method(SPOKEN, "forward_kl", lmbda=1.0),
     "written_sampled": Method(RATES, text="sampled"),
@@ -94,15 +102,15 @@ METHODS = {
 
 
 class Switching:
-    """Forward KL in the steps with labels, and the trial's divergence in those on policy."""
+    """Forward KL, and where `turned` says so another divergence."""
 
     temperature_power = 2
 
-    def __init__(self, spoken, trainer=None):
-        self.spoken, self.trainer = spoken, trainer
+    def __init__(self, other, turned):
+        self.other, self.turned = other, turned
 
     def __call__(self, student_logits, teacher_logits, temperature=1.0):
-        divergence = self.spoken if self.trainer.on_policy else forward_kl
+        divergence = self.other if self.turned() else forward_kl
         return divergence(student_logits, teacher_logits, temperature)
 
 
@@ -216,8 +224,14 @@ class School:
                     decay=DECAY,
                 ),
             )
-            if method.lmbda:
-                trainer.divergence = Switching(divergence_named(trial["divergence"]), trainer)
+            if method.lmbda:  # each in its own steps: reading, and on policy
+                spoken = divergence_named(trial["divergence"])
+                trainer.divergence = Switching(spoken, lambda: trainer.on_policy)
+            if method.late:
+                half = steps // 2
+                trainer.divergence = Switching(
+                    trainer.divergence, lambda: trainer.state.global_step >= half
+                )
             trainer.train()
         value, weights = watch.best
         model.load_state_dict(weights)

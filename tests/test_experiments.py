@@ -209,12 +209,15 @@ def test_every_method_trains_and_is_measured(tmp_path, monkeypatch):
     small |= {"DEVELOPMENT_VISITS": 2, "VISITS": 2, "TEST": 2, "OWN": 2, "SPEAKING": 0.5}
     for name, value in (small | {"WORK": tmp_path}).items():
         monkeypatch.setattr(methods, name, value)
-    school = methods.School()
+    school, nlls = methods.School(), {}
     for arm, method in methods.METHODS.items():
         run = methods.fight(arm, 0, method.trials[0], school)
         assert [step for step, *_ in run["curve"]] == [2, 4] and len(run["successes"]) == 2
+        nlls[arm] = run["nll"]
         assert run["kl"] > 0 and run["kl_own_words"] > 0
         assert (run["teacher_seconds"] > 0) == bool(method.text or method.divergence)
+    assert nlls.pop("forward_kl_weight") == nlls["forward_kl"]  # its first trial is the same
+    assert len(set(nlls.values())) == len(nlls)  # and no other two are
     assert len(school.teacher.seen) == 24  # what the student says is not remembered
 
 
