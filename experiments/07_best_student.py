@@ -104,7 +104,7 @@ def go_on(
             optimizers=muon(student, steps=way.steps, learning_rate=way.rate, decay=DECAY),
         )
         if way.lmbda:
-            trainer.divergence = Switching(divergence_named(way.spoken), trainer)
+            trainer.divergence = Switching(divergence_named(way.spoken), lambda: trainer.on_policy)
         trainer.train()
     return {
         "steps": way.steps,

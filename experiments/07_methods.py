@@ -30,7 +30,6 @@ Results: ``experiments/results/07_methods.ARM.json``. A run that is there is not
 import argparse
 import copy
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -44,6 +43,7 @@ from recording import Record, served
 from remembering import RememberingTeacher
 from transformers import TrainerCallback
 
+from distillkit.benchmark import process_peak
 from distillkit.chat import Collator, encode_rows
 from distillkit.dialogues import front_desk
 from distillkit.evaluation import calibration_error, nll, scored_batches, task_success
@@ -313,7 +313,7 @@ def take_six_steps(arm: str) -> None:
     school, trial = School(), METHODS[arm].trials[0]
     teacher = school.teacher.teacher if METHODS[arm].divergence else None
     school.train(arm, 0, trial, 6, teacher)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(process_peak() / 1e6)
 
 
 def tune(record: Record, arm: str, school: School) -> dict:
