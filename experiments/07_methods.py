@@ -205,8 +205,8 @@ class School:
             self.read()
             teacher = self.teacher
         lessons, validation = self.texts(method.text)
-        silent = reading_steps(steps) if method.lmbda else 0
-        watch = Watch(model, self.tokenizer, validation, after=silent)
+        before = reading_steps(steps) if method.lmbda else steps // 2 if method.late else 0
+        watch = Watch(model, self.tokenizer, validation, after=before)
         with tempfile.TemporaryDirectory() as folder:
             trainer = DistillationTrainer(
                 model,
@@ -228,9 +228,8 @@ class School:
                 spoken = divergence_named(trial["divergence"])
                 trainer.divergence = Switching(spoken, lambda: trainer.on_policy)
             if method.late:
-                half = steps // 2
                 trainer.divergence = Switching(
-                    trainer.divergence, lambda: trainer.state.global_step >= half
+                    trainer.divergence, lambda: trainer.state.global_step >= before
                 )
             trainer.train()
         value, weights = watch.best

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from distillkit.course.results import RESULTS, marks, recorded, students
-from distillkit.intervals import paired_difference_interval
+from distillkit.intervals import paired_difference_interval, paired_ratio_interval
 
 __all__ = ["WAYS", "best_student_table", "best_student_verdicts", "speakers"]
 
@@ -78,12 +78,13 @@ def best_student_verdicts(folder: Path = RESULTS, *, aim: float = 0.97) -> list[
     everyone = {"as shipped": [shipped], **groups}
     best = max(everyone, key=lambda arm: _mean(everyone[arm], "development"))
     share = _mean(everyone[best], "success") / teacher["success"]
-    low, high = _fewer(everyone[best], teacher)
-    reached = "That reaches" if share >= aim else "That does not reach"
+    served = marks(everyone[best])
+    low, high = paired_ratio_interval(served, marks([teacher] * len(served)))
+    reached = "reaches" if low >= aim else "does not reach" if high < aim else "may reach"
     said = [
         f"chosen on development visitors: {WAYS.get(best, shipped['model'])}. It serves "
-        f"{share:.1%} of what the teacher serves; of all visitors, between {0 - high:.1%} and "
-        f"{0 - low:.1%} fewer. {reached} {aim:.0%}."
+        f"{share:.1%} [{low:.1%}, {high:.1%}] of what the teacher serves; by that it {reached} "
+        f"{aim:.0%}."
     ]
     for arm, group in groups.items():
         gain = _mean(group, "success") - shipped["success"]

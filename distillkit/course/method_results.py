@@ -80,7 +80,8 @@ def methods_table(folder: Path = RESULTS) -> str:
         measures = [_spread(runs, name) for name in ("nll", "calibration_error")]
         measures += [_spread(runs, name) for name in ("kl", "kl_own_words")]
         seconds = sum(run["curve"][-1][1] for run in runs) / len(runs)
-        time = f"{seconds:.0f} + {runs[0]['teacher_seconds']:.0f}"
+        clock = " (wall)" if arm in TEXTS else ""  # what `sequence_level` notes of its writing
+        time = f"{seconds:.0f} + {runs[0]['teacher_seconds']:.0f}{clock}"
         peak = f"{peaks[arm]:,.0f}" if arm in peaks else "—"
         cells = [METHODS[arm], len(runs), served, *measures, time, peak]
         lines.append(f"| {' | '.join(map(str, cells))} |")
