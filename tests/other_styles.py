@@ -10,6 +10,7 @@ from other_styles_03 import STYLES as STYLES_03
 from other_styles_05 import STYLES as STYLES_05
 from other_styles_06 import STYLES as STYLES_06
 from other_styles_07 import STYLES as STYLES_07
+from other_styles_08 import STYLES as STYLES_08
 
 # --- 2.2 ------------------------------------------------------------------------------------------
 
@@ -202,4 +203,5 @@ OTHER_STYLES = {
     **STYLES_05,
     **STYLES_06,
     **STYLES_07,
+    **STYLES_08,
 }
