@@ -11,6 +11,7 @@ from other_styles_05 import STYLES as STYLES_05
 from other_styles_06 import STYLES as STYLES_06
 from other_styles_07 import STYLES as STYLES_07
 from other_styles_08 import STYLES as STYLES_08
+from other_styles_09 import STYLES as STYLES_09
 
 # --- 2.2 ------------------------------------------------------------------------------------------
 
@@ -204,4 +205,5 @@ OTHER_STYLES = {
     **STYLES_06,
     **STYLES_07,
     **STYLES_08,
+    **STYLES_09,
 }
