@@ -60,8 +60,7 @@ def narrowed(
     """
     config = copy.deepcopy(model.config)
     weights = {name: value.detach() for name, value in model.state_dict().items()}
-    for name in weights:
-        _sides(name)  # refuses another kind of model before its configuration is read
+    check_llama_style(model)  # before its configuration is read
     group = config.num_attention_heads // config.num_key_value_heads
     head_width = getattr(config, "head_dim", None) or (
         config.hidden_size // config.num_attention_heads
@@ -103,6 +102,18 @@ def narrowed(
     student.load_state_dict({name: _cut(name, value, indices) for name, value in weights.items()})
     student.generation_config = copy.deepcopy(model.generation_config)
     return student.train(model.training), kept
+
+
+def check_llama_style(model: PreTrainedModel) -> None:
+    """Raise UserError when a model has weights of another kind than Llama, Mistral and Qwen have.
+
+    Experts, convolutions (GPT-2) and encoders are of another kind.
+    """
+    for name in model.state_dict():
+        try:
+            _sides(name)
+        except UserError as error:
+            raise UserError(f"{type(model).__name__}: {error}") from error
 
 
 def _checked(name: str, wanted: int | None, has: int) -> int:
