@@ -18,7 +18,7 @@ from transformers import (
 from distillkit.arithmetic import Shape
 from distillkit.errors import UserError
 from distillkit.model_files import SHIPPED, load_model, save_model
-from distillkit.narrowing import narrowed
+from distillkit.narrowing import Scores, narrowed
 
 __all__ = [
     "SHIPPED",
@@ -134,6 +134,7 @@ def student_from_layers(
     width: int | None = None,
     heads: int | None = None,
     feed_forward: int | None = None,
+    scores: Scores | None = None,
 ) -> PreTrainedModel:
     """A student that begins as a copy of some of the teacher's layers (DistilBERT's start).
 
@@ -144,6 +145,7 @@ def student_from_layers(
         layers: which of its layers to keep, counted from 0, in ascending order.
         width, heads, feed_forward: in a Llama-style model, how much of each layer to keep: the
             parts with the largest weights (see `narrowing.py`). By default everything.
+        scores: of all the teacher's layers; by these, not by weights, what to keep is chosen.
 
     Raises:
         UserError: no layers, or layers that the teacher lacks or that are not ascending.
@@ -172,7 +174,9 @@ def student_from_layers(
     student.requires_grad_(True)  # the teacher may have been frozen before
     if width is None and heads is None and feed_forward is None:
         return student
-    return narrowed(student, width=width, heads=heads, feed_forward=feed_forward)[0]
+    kept_scores = scores and scores.of_layers(kept)
+    size = {"width": width, "heads": heads, "feed_forward": feed_forward}
+    return narrowed(student, **size, scores=kept_scores)[0]
 
 
 def _settings_of_each_layer(config: Any, depth: int) -> dict[str, list]:
