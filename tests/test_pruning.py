@@ -45,7 +45,7 @@ METHODS = [Magnitude(), Wanda(), SparseGPT()]
 def desk():
     """(model, conversations): the shipped student, whose tests work on copies."""
     model, tokenizer = load_model("front-desk-student")
-    return model, encode_rows(tokenizer, front_desk(60, seed=5))
+    return model, encode_rows(tokenizer, front_desk(36, seed=5))
 
 
 def a_layer(seed, rows=5, columns=12, tokens=30, dtype=torch.float64):
@@ -147,27 +147,24 @@ def errors(weight, calibration, held_out, pattern):
     return found
 
 
-@pytest.mark.parametrize("pattern", [Unstructured(0.5), NofM(2, 4)], ids=str)
-def test_on_real_inputs_sparsegpt_loses_least(desk, pattern):
+def test_on_real_inputs_sparsegpt_loses_least(desk):
     model, encoded = desk
-    held_out = linear_inputs(model, encoded[50:], rows=True)
+    held_out = linear_inputs(model, encoded[30:36], rows=True)
     for seed in range(5):
-        read_here = linear_inputs(model, encoded[10 * seed : 10 * seed + 10], products=True)
-        for kind in ("q_proj", "down_proj"):
-            name = f"model.layers.1.{'self_attn' if kind == 'q_proj' else 'mlp'}.{kind}"
-            weight = model.get_submodule(name).weight.detach()
-            magnitude, wanda, sparsegpt = errors(
-                weight, read_here[name], held_out[name].rows, pattern
-            )
-            assert sparsegpt < min(magnitude, wanda), (seed, kind)
+        read_here = linear_inputs(model, encoded[6 * seed : 6 * seed + 6], products=True)
+        for name in ("model.layers.1.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
+            weight, x = model.get_submodule(name).weight.detach(), held_out[name].rows
+            for pattern in (Unstructured(0.5), NofM(2, 4)):
+                magnitude, wanda, sparsegpt = errors(weight, read_here[name], x, pattern)
+                assert sparsegpt < min(magnitude, wanda), (seed, name, pattern)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_with_outliers_magnitude_loses_most(desk, seed):
     model, encoded = desk
     model = with_outliers(model, seed=seed)
-    held_out = linear_inputs(model, encoded[50:], rows=True)
-    read_here = linear_inputs(model, encoded[10 * seed : 10 * seed + 10], products=True)
+    held_out = linear_inputs(model, encoded[30:34], rows=True)
+    read_here = linear_inputs(model, encoded[4 * seed : 4 * seed + 4], products=True)
     name = "model.layers.0.mlp.gate_proj"
     weight = model.get_submodule(name).weight.detach()
     found = errors(weight, read_here[name], held_out[name].rows, Unstructured(0.5))
@@ -274,14 +271,14 @@ def test_a_scan_prunes_one_part_at_a_time_and_leaves_the_model_as_it_was(desk):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     patterns = [Unstructured(0.3), NofM(1, 4)]
     rows = sensitivity(
-        model, encoded, patterns, method=Wanda(), calibration=desk[1][50:53], parts=by_layer
+        model, encoded, patterns, method=Wanda(), calibration=desk[1][30:32], parts=by_layer
     )
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     found = [(row.part, row.pattern) for row in rows]
     assert found == [("0", "30 %"), ("0", "1:4"), ("1", "30 %"), ("1", "1:4")]
     whole = nll(model, encoded).per_token
     alone = copy.deepcopy(model)
-    norms = linear_inputs(model, desk[1][50:53])
+    norms = linear_inputs(model, desk[1][30:32])
     for name in by_layer(model)["1"]:
         linear = alone.get_submodule(name)
         linear.weight.data *= wanda_mask(linear.weight, norms[name].norms, NofM(1, 4))

@@ -109,4 +109,4 @@ def _grouped(model: PreTrainedModel, key: Callable[[str], str]) -> Parts:
 
 def _restore(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
     for name, weight in weights.items():
-        model.get_submodule(name).weight.data.copy_(weight)  # type: ignore[union-attr,operator]
+        model.get_submodule(name).weight.data.copy_(weight)  # type: ignore[operator]

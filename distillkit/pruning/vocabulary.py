@@ -28,8 +28,6 @@ _KEPT_SETTINGS = (
     "padding_side",
     "truncation_side",
     "clean_up_tokenization_spaces",
-    "add_bos_token",
-    "add_eos_token",
 )
 _ID_SETTINGS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id")
 
@@ -177,7 +175,10 @@ def _renumber_processor(processor: dict[str, Any], new_ids: dict[int, int]) -> N
 
 
 def _like(tokenizer: PreTrainedTokenizerFast, core: Tokenizer) -> PreTrainedTokenizerFast:
-    """A tokenizer with another core and the same special tokens, template and manners."""
+    """A tokenizer with another core and the same special tokens, template and manners.
+
+    What it puts around a text is in the core. (With add_bos_token it would be written anew.)
+    """
     named = {name: getattr(tokenizer, name) for name in _KEPT_SETTINGS if hasattr(tokenizer, name)}
     single = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
     tokens = {name: getattr(tokenizer, name) for name in (*single, "mask_token")}
