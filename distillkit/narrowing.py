@@ -63,7 +63,8 @@ class Scores:
     def of_layers(self, layers: Sequence[int]) -> Scores:
         """The scores of a model that has only these layers of the one that was measured."""
         heads, neurons = (
-            each and [each[layer] for layer in layers] for each in (self.heads, self.neurons)
+            None if each is None else [each[layer] for layer in layers]
+            for each in (self.heads, self.neurons)
         )
         return Scores(heads, neurons, self.width)
 

@@ -115,52 +115,75 @@ def test_models_of_the_hub(build, tmp_path):
 # --- other kinds of tokenizers --------------------------------------------------------------------
 
 
-def a_tokenizer(kind):
-    """(tokenizer, a text of it, the pieces of that text)."""
-    special = ["<pad>", "<unk>", "<s>", "</s>"]
-    letters = list("abcdefghinorstuvwy")
-    if kind == "word level":
-        core = Tokenizer(models.WordLevel(_numbered([*special, "one", "two", "book"]), "<unk>"))
-        core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        text, pieces = "two book", ["two", "book"]
-    elif kind == "word piece":
-        after = [f"##{letter}" for letter in letters]
-        pieces = ["book", "##ing"]
-        vocabulary = _numbered([*special, *letters, *after, "bo", "##ok", *pieces])
-        core = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
-        core.pre_tokenizer, core.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
-        text = "booking"
-    elif kind == "unigram":
-        scored = [(token, 0.0) for token in special] + [(letter, -9.0) for letter in "▁kbonig"]
-        scored += [("▁book", -3.0), ("ing", -4.0), ("boo", -5.0)]
-        core = Tokenizer(models.Unigram(scored, unk_id=1))
-        core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-        text, pieces = "booking", ["▁book", "ing"]
-    else:  # as of Llama 2: blanks are letters, and unknown letters are spelled in bytes
-        pairs = [
-            ("b", "o"),
-            ("o", "k"),
-            ("bo", "ok"),
-            ("▁", "book"),
-            ("i", "n"),
-            ("in", "g"),
-            ("o", "n"),
-        ]
-        merged = ["".join(pair) for pair in pairs]
-        tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "k", *letters]
-        core = Tokenizer(
-            models.BPE(_numbered([*tokens, *merged]), pairs, byte_fallback=True, unk_token="<unk>")
-        )
-        core.normalizer = normalizers.Sequence(
-            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        )
-        core.decoder = decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-        )
-        text, pieces = "booking", ["▁book", "ing"]
-    core.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
+SPECIAL = ["<pad>", "<unk>", "<s>", "</s>"]  # the last ids, so that they move
+LETTERS = list("abcdefghinorstuvwy")
+
+
+def word_level():
+    core = Tokenizer(models.WordLevel(_numbered(["one", "two", "book", *SPECIAL]), "<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return core, "two book", ["two", "book"]
+
+
+def word_piece():
+    tokens = [*LETTERS, *(f"##{letter}" for letter in LETTERS), "bo", "##ok", "##k"]
+    core = Tokenizer(
+        models.WordPiece(_numbered([*tokens, "book", "##ing", *SPECIAL]), unk_token="<unk>")
     )
+    core.pre_tokenizer, core.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+    return core, "booking", ["book", "##ing"]
+
+
+def unigram():
+    scored = [(letter, -9.0) for letter in "▁kbonieg"] + [("boo", -5.0)]
+    scored += [("▁book", -3.0), ("ing", -4.0)] + [(token, 0.0) for token in SPECIAL]
+    core = Tokenizer(models.Unigram(scored, unk_id=len(scored) - 3))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return core, "booking", ["▁book", "ing"]
+
+
+def byte_fallback():
+    """As of Llama 2: blanks are letters, and unknown letters are spelled in bytes."""
+    pairs = [("b", "o"), ("o", "k"), ("bo", "ok"), ("▁", "book"), ("i", "n"), ("in", "g")]
+    pairs.append(("o", "n"))
+    tokens = [*(f"<0x{byte:02X}>" for byte in range(256)), "▁", "k", *LETTERS]
+    tokens += ["".join(pair) for pair in pairs]
+    core = Tokenizer(
+        models.BPE(_numbered([*tokens, *SPECIAL]), pairs, byte_fallback=True, unk_token="<unk>")
+    )
+    core.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return core, "booking", ["▁book", "ing"]
+
+
+def suffix():
+    """As of CLIP: the last letter of a word is another one."""
+    pairs = [("b", "o"), ("o", "k</w>"), ("bo", "ok</w>"), ("i", "n")]
+    tokens = [*LETTERS, *(f"{letter}</w>" for letter in [*LETTERS, "k"])]
+    tokens += ["".join(pair) for pair in pairs]
+    core = Tokenizer(
+        models.BPE(
+            _numbered([*tokens, *SPECIAL]), pairs, end_of_word_suffix="</w>", unk_token="<unk>"
+        )
+    )
+    core.pre_tokenizer, core.decoder = pre_tokenizers.WhitespaceSplit(), decoders.BPEDecoder()
+    return core, "book", ["book</w>"]
+
+
+def a_tokenizer(build):
+    """(tokenizer, a text of it, the pieces of that text)."""
+    core, text, pieces = build()
+    first, last = (("<s>", core.token_to_id("<s>")), ("</s>", core.token_to_id("</s>")))
+    if build is suffix:
+        core.post_processor = processors.BertProcessing(last, first)
+    else:
+        core.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[first, last]
+        )
     named = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     return PreTrainedTokenizerFast(tokenizer_object=core, **named), text, pieces
 
@@ -171,11 +194,11 @@ def _numbered(tokens):
 
 def a_model(size):
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    ids = {"bos_token_id": 2, "eos_token_id": [3, size - 1], "pad_token_id": 0}
+    ids = {"bos_token_id": size - 2, "eos_token_id": [size - 1, 2], "pad_token_id": size - 4}
     return LlamaForCausalLM(LlamaConfig(vocab_size=size, num_attention_heads=2, **shape, **ids))
 
 
-@pytest.mark.parametrize("kind", ["word level", "word piece", "unigram", "byte fallback"])
+@pytest.mark.parametrize("kind", [word_level, word_piece, unigram, byte_fallback, suffix])
 def test_every_kind_of_tokenizer_splits_kept_words_as_before(kind):
     tokenizer, text, pieces = a_tokenizer(kind)
     assert tokenizer.tokenize(text) == pieces
@@ -185,24 +208,25 @@ def test_every_kind_of_tokenizer_splits_kept_words_as_before(kind):
     assert words.tokenize(text) == pieces
     for each in (text, "one"):
         before, after = tokenizer(each)["input_ids"], words(each)["input_ids"]
-        if each == text or kind != "word level":
+        if each == text or kind is not word_level:
             assert words.decode(after) == tokenizer.decode(before)
         assert after[0] == words.bos_token_id and after[-1] == words.eos_token_id
-    if kind == "word level":
+    if kind is word_level:
         assert words.tokenize("one") == ["<unk>"]
-    if kind == "byte fallback":
+    if kind is byte_fallback:
         assert words.decode(words("é")["input_ids"], skip_special_tokens=True).strip() == "é"
 
 
 def test_ids_in_the_settings_follow_their_tokens():
-    tokenizer, _, pieces = a_tokenizer("word level")
+    tokenizer, _, pieces = a_tokenizer(word_level)
     model = a_model(len(tokenizer))
     ids = tokenizer.convert_tokens_to_ids(pieces)
-    smaller, _, kept = smaller_vocabulary(model, tokenizer, ids)
-    assert kept == [0, 1, 2, 3, 5, 6]
-    assert smaller.config.eos_token_id == [3, 5] == smaller.generation_config.eos_token_id
-    assert smaller.config.pad_token_id == smaller.model.embed_tokens.padding_idx == 0
-    assert model.config.eos_token_id == [3, 6]
+    smaller, words, kept = smaller_vocabulary(model, tokenizer, ids)
+    assert kept == [1, 2, 3, 4, 5, 6]
+    assert smaller.config.eos_token_id == [5, 1] == smaller.generation_config.eos_token_id
+    assert smaller.config.pad_token_id == smaller.model.embed_tokens.padding_idx == 2
+    assert words.eos_token_id == 5 and words.pad_token_id == 2
+    assert model.config.eos_token_id == [6, 2]
 
 
 def test_llama_3_has_its_template_of_ids_and_a_turn_that_ends_otherwise(tmp_path):

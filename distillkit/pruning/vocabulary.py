@@ -94,11 +94,10 @@ def _closed(settings: dict[str, Any], ids: set[int]) -> set[int]:
     if model["type"] != "WordLevel":
         kept |= {number for token, number in vocabulary.items() if _is_letter(model, token)}
     if model["type"] == "BPE":
-        parents = [tuple(vocabulary[each] for each in _parts(merge)) for merge in model["merges"]]
-        results = [vocabulary["".join(_parts(merge))] for merge in model["merges"]]
-        for parts, result in reversed(list(zip(parents, results, strict=True))):
-            if result in kept:
-                kept |= set(parts)
+        for merge in reversed(model["merges"]):  # what is merged last first
+            left, right, merged = (vocabulary[each] for each in _parts(model, merge))
+            if merged in kept:
+                kept |= {left, right}
     return kept
 
 
@@ -115,14 +114,16 @@ def _vocabulary(model: dict[str, Any]) -> dict[str, int]:
 def _is_letter(model: dict[str, Any], token: str) -> bool:
     """Whether it is a letter or a byte, which nothing is merged into."""
     prefix = model.get("continuing_subword_prefix") or ""
+    suffix = model.get("end_of_word_suffix") or ""
     is_byte = len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-    return len(token.removeprefix(prefix)) == 1 or is_byte
+    return len(token.removeprefix(prefix).removesuffix(suffix)) == 1 or is_byte
 
 
-def _parts(merge: Any) -> tuple[str, str]:
-    """The two tokens of a merge, which older files write as one string."""
+def _parts(model: dict[str, Any], merge: Any) -> tuple[str, str, str]:
+    """The two tokens of a merge, which older files write as one string, and what they become."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
-    return left, right
+    prefix = model.get("continuing_subword_prefix") or ""
+    return left, right, left + right.removeprefix(prefix)
 
 
 def _check_needed(
@@ -152,9 +153,7 @@ def _renumber(settings: dict[str, Any], new_ids: dict[int, int]) -> None:
         }
     if model["type"] == "BPE":
         model["merges"] = [
-            merge
-            for merge in model["merges"]
-            if {*_parts(merge), "".join(_parts(merge))} <= model["vocab"].keys()
+            merge for merge in model["merges"] if set(_parts(model, merge)) <= model["vocab"].keys()
         ]
     for token in settings["added_tokens"]:
         token["id"] = new_ids[token["id"]]
