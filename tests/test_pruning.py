@@ -1,6 +1,7 @@
 """Unstructured pruning: against loops over floats, and on models."""
 
 import copy
+import doctest
 import math
 
 import oracles_pruning as oracles
@@ -25,8 +26,10 @@ from distillkit.pruning import (
     by_kind,
     by_layer,
     by_linear,
+    importance,
     inverse_hessian_rows,
     magnitude_mask,
+    methods,
     prunable,
     prune,
     prune_globally,
@@ -113,6 +116,12 @@ def test_sparsegpt_n_of_m_is_that_of_the_loops(n, m):
     torch.testing.assert_close(
         found, torch.tensor(expected, dtype=torch.float64), rtol=1e-8, atol=1e-8
     )
+
+
+@pytest.mark.parametrize("room", [methods, importance], ids=lambda room: room.__name__)
+def test_examples_in_the_docstrings(room):
+    result = doctest.testmod(room)
+    assert result.attempted and not result.failed
 
 
 def test_rows_of_the_root_are_those_of_the_inverses_of_what_is_left():

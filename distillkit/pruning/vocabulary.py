@@ -1,7 +1,9 @@
 """Cut words out of a model: their rows of the embeddings and of the head, and their tokens.
 
 What the model computes for the words that stay is not changed; what is read and written with them
-is spelled as before, with other ids. In a small model the embeddings are a large part of all bytes.
+is spelled as before, with other ids. In a small model the embeddings are a large part of all bytes,
+and a tokenizer that was made for all languages has many tokens to spare. One that was trained on
+the very conversations has hardly any: what never occurs there is on the way to what does.
 """
 
 from __future__ import annotations
