@@ -322,3 +322,46 @@ def test_the_teacher_writes_the_visits_of_the_same_visitors(classroom, monkeypat
     plain, _ = classroom.conversations("labels", 3, seed=0)
     assert more[:2] == few and len(more) == 3 and len(validation) == 1
     assert [row["messages"][0] for row in more] == [row["messages"][0] for row in plain]
+
+
+def test_pruning_is_measured_with_every_method_and_pattern(tmp_path, monkeypatch):
+    pruning = importlib.import_module("08_pruning")
+    small = {"CALIBRATION": 2, "TEST": 2, "VISITS": 2, "HELD_OUT": 1}
+    small["PATTERNS"] = pruning.PATTERNS[2:]
+    for name, value in small.items():
+        monkeypatch.setattr(pruning, name, value)
+    monkeypatch.setattr(pruning, "Record", partial(Record, folder=tmp_path))
+    monkeypatch.setattr(sys, "argv", ["x", "--seeds", "0", "1"])
+    pruning.main()
+    record = tmp_path / "08_pruning.json"
+    runs = json.loads(record.read_text())["runs"]
+    assert len(runs) == 2 * (1 + 2 * (1 + 2 * 2))  # magnitude reads nothing: one run
+    whole = [run for run in runs if run["method"] == "whole"]
+    assert [run["error"] for run in whole] == [0, 0]
+    assert whole[0]["nll"] == pytest.approx(whole[1]["nll"], abs=1e-4)
+    for run in runs[2:]:
+        assert run["sparsity"] == pytest.approx(0.5 if run["pattern"] == "2:4" else 0.7, abs=1e-2)
+        assert run["error"] > 0 and run["nll"] > whole[0]["nll"]
+    by_method = {run["method"]: run["error"] for run in runs if run["model"] == "twin"}
+    assert by_method["sparsegpt"] < by_method["wanda"] < by_method["magnitude"]
+    pruning.main()  # it is there, and not made again
+    assert json.loads(record.read_text())["runs"] == runs
+
+
+def test_what_was_cut_learns_again(tmp_path, monkeypatch):
+    repair = importlib.import_module("08_repair")
+    small = {"STEPS": 2, "TUNING_STEPS": 1, "BATCH_SIZE": 2, "CONVERSATIONS": 4, "CALIBRATION": 2}
+    for name, value in (small | {"VALIDATION": 2, "TEST": 2, "VISITS": 2}).items():
+        monkeypatch.setattr(repair, name, value)
+    monkeypatch.setattr(repair, "Record", partial(Record, folder=tmp_path))
+    monkeypatch.setattr(sys, "argv", [*"x --seeds 0 --cuts 2:4 layers".split(), "layers anew"])
+    repair.main()
+    files = sorted(path.name for path in tmp_path.glob("08_repair.*.json"))
+    assert files == [f"08_repair.{name}.json" for name in ("2_4", "layers", "layers_anew")]
+    runs = [run for name in files for run in json.loads((tmp_path / name).read_text())["runs"]]
+    judged = {(run["cut"], run["lesson"]): run for run in runs if "success" in run}
+    assert len(judged) == 8 and judged["layers", "labels"]["before"] < 3
+    assert judged["layers anew", "labels"]["before"] > 3
+    assert judged["layers", "logits"]["nll"] != judged["layers", "labels"]["nll"]
+    sizes = {run["parameters"] for key, run in judged.items() if key[1] != "none"}
+    assert len(sizes) == 2  # zeros are no parameters less

@@ -46,6 +46,13 @@ from distillkit.course.method_results import (
     speaking_verdicts,
     tuning_table,
 )
+from distillkit.course.pruning_results import (
+    pruning_runs,
+    pruning_table,
+    repair_runs,
+    repair_table,
+    repair_verdicts,
+)
 from distillkit.course.quizzes import quiz
 from distillkit.course.results import (
     clinc_table,
@@ -92,8 +99,13 @@ __all__ = [
     "methods_verdicts",
     "overview",
     "progress",
+    "pruning_runs",
+    "pruning_table",
     "quiz",
     "recorded",
+    "repair_runs",
+    "repair_table",
+    "repair_verdicts",
     "repaired_runs",
     "reset",
     "run_level",
