@@ -18,6 +18,7 @@ from distillkit.course.judging import examine, judge
 from distillkit.course.observing import observe
 from distillkit.evaluation import calibration_of
 from distillkit.losses import distillation_loss, forward_kl, label_loss, masked_mean
+from distillkit.pruning import NofM, Unstructured, wanda_mask
 
 EXERCISES = {each.number: each for each in all_exercises()}
 FUNCTIONS = [number for number, each in EXERCISES.items() if each.kind != "predict"]
@@ -175,7 +176,15 @@ def test_the_library_is_noticed_in_a_thread_in_pieces_and_under_the_exercises():
             logits.softmax(-1).amax(-1).flatten(), hits.flatten(), bins=bins
         ).error
 
-    assert judge(EXERCISES["3.3"], counted).state == "used the library"
+    def weighed(weight, inputs, mask, sparsity):
+        norms = (inputs * mask[..., None]).square().sum((0, 1)).sqrt()
+        return wanda_mask(weight, norms, Unstructured(sparsity))
+
+    def grouped(weight, n, m):
+        return NofM(n, m).keep(weight.abs())
+
+    for number, answer in (("3.3", counted), ("8.1", weighed), ("8.2", grouped)):
+        assert judge(EXERCISES[number], answer).state == "used the library", number
     for number, answer in (("2.2", elsewhere), ("2.2", losses_by_hand.kl), ("2.3", pieces)):
         verdict = judge(EXERCISES[number], answer)
         assert verdict.state == "used the library", number

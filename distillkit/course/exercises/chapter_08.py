@@ -11,6 +11,7 @@ from distillkit.course.exercises.definition import Case, Exercise, Mutant, Prope
 from distillkit.course.exercises.drawing import Draw
 from distillkit.course.exercises.losses_by_hand import Function
 from distillkit.course.exercises.ranking import highest, ranked, signs
+from distillkit.pruning import methods
 
 # 8.1 · Wanda's mask -------------------------------------------------------------------------------
 
@@ -134,6 +135,7 @@ WANDA = Exercise(
     ),
     cases=_wanda_cases,
     oracle=_wanda_oracle,
+    library=(methods.wanda_mask,),
     properties=(
         Property(
             "the same number in every row",

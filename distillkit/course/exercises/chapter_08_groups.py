@@ -9,6 +9,7 @@ from distillkit.course.exercises.definition import Case, Exercise, Mutant, Prope
 from distillkit.course.exercises.drawing import Draw
 from distillkit.course.exercises.losses_by_hand import Function
 from distillkit.course.exercises.ranking import highest, ranked, signs
+from distillkit.pruning.patterns import NofM
 
 # 8.2 · two of every four --------------------------------------------------------------------------
 
@@ -99,6 +100,7 @@ TWO_OF_FOUR = Exercise(
     ),
     cases=_group_cases,
     oracle=_group_oracle,
+    library=(NofM.keep,),
     properties=(
         Property(
             "n in every group",
