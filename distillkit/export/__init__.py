@@ -1,0 +1,21 @@
+"""Models in the formats that other runtimes read: ONNX for ONNX Runtime, GGUF for llama.cpp.
+
+What is written is checked when it is read: a file that is missing, cut off or altered is refused.
+What is not covered is refused before anything is written.
+"""
+
+from distillkit.export.checking import ExportCheck, check_export
+from distillkit.export.onnx_files import ONNX_KINDS, export_onnx, onnx_parts, quantize_onnx
+from distillkit.export.onnx_model import OnnxCache, OnnxModel, load_onnx
+
+__all__ = [
+    "ONNX_KINDS",
+    "ExportCheck",
+    "OnnxCache",
+    "OnnxModel",
+    "check_export",
+    "export_onnx",
+    "load_onnx",
+    "onnx_parts",
+    "quantize_onnx",
+]
