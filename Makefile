@@ -97,6 +97,6 @@ $(READY): pyproject.toml constraints.txt
 	@echo "  1/2 PyTorch …"
 	@$(PIP) torch
 	@echo "  2/2 everything else …"
-	@$(PIP) -e ".[lab,test,dev]"
+	@$(PIP) -e ".[lab,test,export,dev]"
 	@touch $@
 	@echo "  done."

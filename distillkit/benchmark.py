@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicCache
 
 from distillkit.chat import encode
-from distillkit.decoding import evaluating
+from distillkit.decoding import evaluating, new_cache
 from distillkit.errors import UserError
 
 __all__ = [
@@ -39,17 +38,29 @@ __all__ = [
     "using_threads",
 ]
 
-_LOADED_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".gguf", ".onnx")
+_LOADED_SUFFIXES = (
+    ".safetensors",
+    ".bin",
+    ".json",
+    ".jinja",
+    ".model",
+    ".txt",
+    ".gguf",
+    ".onnx",
+    ".data",
+)
 _NOT_LOADED = ("optimizer", "scheduler", "rng_state", "trainer_state", "training_args", "metrics")
 
 
 def bytes_on_disk(folder: str | Path) -> int:
     """Bytes of all that is needed to load a model: weights, configuration, tokenizer, template.
 
-    Model cards, optimizer states and other files that loading does not read are not counted. Raises
-    UserError where there is no checkpoint.
+    Model cards, optimizer states and other files that loading does not read are not counted. A
+    GGUF file holds all of that itself: pass the file. Raises UserError where there is no model.
     """
     folder = Path(folder)
+    if folder.suffix == ".gguf" and folder.is_file():
+        return folder.stat().st_size
     if not (folder / "config.json").is_file():
         raise UserError(f"found no config.json in {folder}: expected the folder of a saved model")
     return sum(
@@ -95,7 +106,15 @@ def measure_speed(
     one: so every model does the same work, and a terse model does not pass for a fast one. The
     first conversation is served once beforehand as a warm-up; a turn's latency is its median over
     `repeats`.
+
+    An exported model (`export.load_onnx`) is timed in the same way, on the threads that it was
+    loaded with: UserError when `threads` says another number.
     """
+    if (loaded := getattr(model, "threads", threads)) != threads:
+        raise UserError(
+            f"the model was loaded for {loaded} threads and is to be timed on {threads}: load it "
+            f"with threads={threads}"
+        )
     encoded = [(encode(tokenizer, row["messages"]), row["messages"]) for row in conversations]
     plans = [_turns(each["labels"], messages) for each, messages in encoded]
     if not any(plans):
@@ -150,7 +169,7 @@ def _serve(
     model: PreTrainedModel, ids: Sequence[int], plan: Sequence[Sequence[Span]]
 ) -> list[float]:
     """Seconds of each turn, the cache being kept over the conversation."""
-    cache, read, result = DynamicCache(), 0, []
+    cache, read, result = new_cache(model), 0, []
     tokens = torch.tensor([list(ids)], device=model.device)
     for turn in plan:
         begin = time.perf_counter()

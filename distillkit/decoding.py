@@ -10,7 +10,7 @@ A conversation that has ended leaves the batch, and its rows of the cache are gi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from random import Random
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from distillkit.errors import UserError
 from distillkit.sampling import Sampling
@@ -129,6 +129,11 @@ def position_limit(model: PreTrainedModel) -> int | None:
     return limit if limit is None or padding is None else limit - padding - 1
 
 
+def new_cache(model: Any, otherwise: Callable[[], Any] = DynamicCache) -> Any:
+    """An empty cache: of the model's own kind where it has one (`export.OnnxModel`)."""
+    return getattr(model, "new_cache", otherwise)()
+
+
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode, and afterwards back into the mode it was in."""
@@ -174,7 +179,7 @@ def _stream(
     model: PreTrainedModel, rows: list[_Row], sampling: Sampling | None, vocabulary: int | None
 ) -> None:
     """Feed all rows from their first token on, until each is done or has to start over."""
-    cache, fed = Cache(layer_class_to_replicate=_RoomyLayer), 0
+    cache, fed = new_cache(model, lambda: Cache(layer_class_to_replicate=_RoomyLayer)), 0
     for row in rows:
         row.stale = False
     batch = list(rows)

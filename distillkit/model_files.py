@@ -289,7 +289,7 @@ def save_model(
         aside.chmod(0o755)
         _replace(target, aside)
     except (OSError, SafetensorError) as error:
-        raise _saving_error(target, error) from error
+        raise saving_error(target, error) from error
     finally:
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
@@ -314,7 +314,7 @@ def _replace(target: Path, new: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _saving_error(target: Path, error: Exception) -> UserError:
+def saving_error(target: Path, error: Exception) -> UserError:
     full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
     if full:
         return UserError(f"no space left on the disk to save {target}: free some and save again")

@@ -9,10 +9,15 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicCache
 
 from distillkit.chat import encode_prompt, read_reply
-from distillkit.decoding import end_of_turn_ids, evaluating, next_logits, position_limit
+from distillkit.decoding import (
+    end_of_turn_ids,
+    evaluating,
+    new_cache,
+    next_logits,
+    position_limit,
+)
 from distillkit.dialogues import Visit
 from distillkit.errors import UserError
 
@@ -109,7 +114,7 @@ class Speaker:
 
     def _forget(self) -> None:
         self._read: list[int] = []
-        self._cache = DynamicCache()
+        self._cache = new_cache(self.model)
 
 
 def take_turn(

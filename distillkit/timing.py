@@ -25,7 +25,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from distillkit.arithmetic import Shape, shape_of
 from distillkit.benchmark import using_threads
-from distillkit.decoding import evaluating
+from distillkit.decoding import evaluating, new_cache
 from distillkit.errors import UserError
 from distillkit.models import build_shape
 
@@ -111,7 +111,7 @@ def prefill_time(
     ids = _random_ids(model, batch, _at_least("tokens", tokens, 1))
     with _ready(model):
         return spread(
-            _times(lambda: _step(model, ids, DynamicCache()), repeats, ids.device.type, threads)
+            _times(lambda: _step(model, ids, new_cache(model)), repeats, ids.device.type, threads)
         )
 
 
@@ -124,7 +124,7 @@ def decode_time(
     """
     ids = _random_ids(model, batch, _at_least("context", context, 1))
     with _ready(model):
-        cache = DynamicCache()
+        cache = new_cache(model)
         _step(model, ids, cache)
         seconds = _times(lambda: _step(model, ids[:, :1], cache), steps, ids.device.type, threads)
     return spread(seconds)

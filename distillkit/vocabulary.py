@@ -58,7 +58,7 @@ CHAT_TEMPLATE = """\
 """
 
 # GPT-2's pattern, but a digit (with the blank before it) is a word of its own.
-_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+WORD_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _MARKERS = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
 _PROBES = (
     "Good day! I'd like 2 tickets for the 19:30 train, please.",
@@ -96,7 +96,7 @@ def train_tokenizer(
     core = Tokenizer(models.BPE(unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.Split(Regex(WORD_PATTERN), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

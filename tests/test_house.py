@@ -22,7 +22,8 @@ from distillkit.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-REQUIREMENTS = [*PROJECT["dependencies"], *EXTRAS["lab"], *EXTRAS["test"], *EXTRAS["dev"]]
+INSTALLED = ("lab", "test", "export", "dev")
+REQUIREMENTS = PROJECT["dependencies"] + [each for name in INSTALLED for each in EXTRAS[name]]
 
 
 def environment():
