@@ -31,6 +31,7 @@ class Inputs:
     """What one linear layer has read: a sum over N tokens, in float64 on the layer's device.
 
     squares (D,): of each input feature, the sum of x². largest (D,): of each, the largest |x|.
+    sizes (D,): of each, the sum of |x|.
     products (D, D): the sum of x xᵀ, half the Hessian of the layer's squared error; None unless it
     was asked for. rows: the x themselves (N, D), in float32; None unless they were asked for.
     """
@@ -38,6 +39,7 @@ class Inputs:
     tokens: int
     squares: Tensor
     largest: Tensor
+    sizes: Tensor
     products: Tensor | None = None
     rows: Tensor | None = None
 
@@ -45,6 +47,11 @@ class Inputs:
     def norms(self) -> Tensor:
         """‖x‖₂ of each input feature over all tokens (D,): what Wanda multiplies weights by."""
         return self.squares.sqrt()
+
+    @property
+    def means(self) -> Tensor:
+        """The mean |x| of each input feature (D,): what AWQ raises to a power."""
+        return self.sizes / self.tokens
 
 
 def linears(module: nn.Module) -> dict[str, nn.Linear]:
@@ -141,16 +148,19 @@ class _Gathered:
     tokens: int = 0
     squares: Tensor | None = None
     largest: Tensor | None = None
+    sizes: Tensor | None = None
     products: Tensor | None = None
     rows: list[Tensor] = field(default_factory=list)
 
     def take(self, x_ND: Tensor) -> None:
         x_ND = x_ND.detach()
         exact = x_ND.double()
-        squares, largest = exact.square().sum(0), exact.abs().amax(0)
+        size = exact.abs()
+        squares, largest, sizes = exact.square().sum(0), size.amax(0), size.sum(0)
         self.tokens += len(x_ND)
         self.squares = squares if self.squares is None else self.squares + squares
         self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
+        self.sizes = sizes if self.sizes is None else self.sizes + sizes
         if self.with_products:
             products = exact.T @ exact
             self.products = products if self.products is None else self.products + products
@@ -158,9 +168,9 @@ class _Gathered:
             self.rows.append(x_ND.float())
 
     def inputs(self) -> Inputs:
-        assert self.squares is not None and self.largest is not None
+        assert self.squares is not None and self.largest is not None and self.sizes is not None
         rows = torch.cat(self.rows) if self.rows else None
-        return Inputs(self.tokens, self.squares, self.largest, self.products, rows)
+        return Inputs(self.tokens, self.squares, self.largest, self.sizes, self.products, rows)
 
 
 def _batches(encoded: Sequence[Encoded], budget: int) -> Iterator[list[list[int]]]:

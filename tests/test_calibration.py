@@ -48,6 +48,7 @@ def test_inputs_are_those_of_plain_forward_passes(kind, batch_tokens, tmp_path):
         torch.testing.assert_close(inputs.squares, rows.square().sum(0), rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(inputs.norms, rows.norm(dim=0), rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(inputs.largest, rows.abs().amax(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(inputs.means, rows.abs().mean(0), rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(inputs.products, rows.T @ rows, rtol=1e-4, atol=1e-3)
         assert inputs.rows.shape == rows.shape and inputs.rows.dtype == torch.float32
 

@@ -63,7 +63,7 @@ def a_layer(seed, rows=5, columns=12, tokens=30, dtype=torch.float64):
 def read(x):
     exact = x.double()
     squares = exact.square().sum(0)
-    return Inputs(len(x), squares, exact.abs().amax(0), exact.T @ exact)
+    return Inputs(len(x), squares, exact.abs().amax(0), exact.abs().sum(0), exact.T @ exact)
 
 
 # --- against the papers ---------------------------------------------------------------------------
