@@ -49,7 +49,8 @@ _WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 _CHECKPOINT_FILE = re.compile(
-    r".*\.(safetensors|bin|jinja|model)(\.index\.json)?|(generation_)?config\.json|README\.md"
+    r".*\.(safetensors|bin|jinja|model)(\.index\.json)?|((generation_)?config|manifest)\.json"
+    r"|README\.md"
     r"|(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|merges\.txt"
 )
 
@@ -68,6 +69,7 @@ def load_model(name: str | os.PathLike[str]) -> tuple[PreTrainedModel, PreTraine
     """
     source, local_only = _located(name)
     with _quiet():
+        source, local_only = _checked(source, local_only)
         model = _load_weights(source, local_only)
         tokenizer = _load_tokenizer(source, local_only)
     embeddings: Any = model.get_input_embeddings()
@@ -156,6 +158,30 @@ def _check_folder(folder: Path) -> None:
             raise UserError(f"{folder / file} is damaged: it holds no JSON object")
 
 
+def _checked(source: str, local_only: bool) -> tuple[str, bool]:
+    """Where to read the weights; a model that we quantized is fetched whole, and its seal checked.
+
+    The room that writes that form is imported where a model is in it, and then it loads as others.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=local_only)
+    except Exception as error:
+        raise _loading_error(source, "model", error) from error
+    if not _quantized_by_us(config):
+        return source, local_only
+    from distillkit.quantization.files import check_seal
+
+    folder = source if Path(source).is_dir() else snapshot_download(source)
+    check_seal(folder)
+    return str(folder), True
+
+
+def _quantized_by_us(config: Any) -> bool:
+    words: Any = getattr(config, "quantization_config", None)
+    words = words.to_dict() if hasattr(words, "to_dict") else words
+    return isinstance(words, dict) and words.get("quant_method") == "distillkit"
+
+
 def _load_weights(source: str, local_only: bool) -> PreTrainedModel:
     try:
         loaded: Any = _class_of(source, local_only).from_pretrained(
@@ -165,6 +191,8 @@ def _load_weights(source: str, local_only: bool) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # reported, and refused below in a sentence of ours
             local_files_only=local_only,
         )
+    except UserError:
+        raise
     except SafetensorError as error:
         raise UserError(f"{source}: the weights are damaged or cut off ({error})") from error
     except Exception as error:
@@ -201,7 +229,8 @@ def _check_weights(source: str, model: PreTrainedModel, report: dict[str, Any]) 
             unused[0],
         )
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        plain = type(parameter) is torch.nn.Parameter  # torchao's integers answer few questions
+        if not torch.isfinite(parameter if plain else parameter.dequantize()).all():
             raise UserError(f"{source}: the weights are damaged: {name} holds NaN or infinity")
 
 
@@ -284,6 +313,10 @@ def save_model(
         with _quiet():
             model.save_pretrained(aside)
             tokenizer.save_pretrained(aside)
+        if _quantized_by_us(model.config):
+            from distillkit.quantization.files import seal
+
+            seal(aside)
         if card is not None:
             (aside / "README.md").write_text(card, encoding="utf-8")
         aside.chmod(0o755)
