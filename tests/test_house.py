@@ -22,7 +22,7 @@ from distillkit.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-INSTALLED = ("lab", "test", "export", "dev")
+INSTALLED = ("lab", "test", "export", "quant", "dev")
 REQUIREMENTS = PROJECT["dependencies"] + [each for name in INSTALLED for each in EXTRAS[name]]
 
 
