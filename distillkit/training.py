@@ -48,7 +48,7 @@ from distillkit.on_policy import OneTurn, Rollout, is_on_policy
 from distillkit.pairing import shared_logits
 from distillkit.sampling import Sampling
 from distillkit.saving import checkpoints_in
-from distillkit.training_arguments import DistillationArguments
+from distillkit.training_arguments import DistillationArguments, check_speaks
 
 __all__ = ["DistillationArguments", "DistillationTrainer", "checkpoints_in"]
 
@@ -220,6 +220,8 @@ class DistillationTrainer(FeatureTrainer):
     def _begin_step(self) -> None:
         """Decide whether the step is on policy, and count it for what the log shows."""
         seed, step = self.args.seed, self.state.global_step
+        if self.rollout is not None:  # epochs have become a number of steps by now
+            check_speaks(self.args.lmbda, self.args.off_policy_steps, self.state.max_steps)
         lmbda = self.args.lmbda if step >= self.args.off_policy_steps else 0.0
         self.on_policy = self.rollout is not None and is_on_policy(lmbda, seed, step)
         kind = "on_policy_loss" if self.on_policy else "soft_loss"

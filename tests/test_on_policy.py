@@ -18,6 +18,7 @@ from distillkit.losses import ReverseKL
 from distillkit.models import ModelSize, load_model
 from distillkit.on_policy import OneTurn, WholeVisits, is_on_policy
 from distillkit.sampling import Sampling
+from distillkit.settings import Settings
 
 torch.set_num_threads(1)
 
@@ -265,6 +266,29 @@ def test_a_student_whose_head_is_wider_says_nothing_that_the_tokenizer_lacks(tmp
 def test_numbers_that_make_no_sense_are_refused_before_the_first_step(tmp_path, wrong):
     with pytest.raises(UserError, match="give"):
         make_trainer(tmp_path, teacher=tiny.teacher(), **wrong)
+
+
+@pytest.mark.parametrize("steps", [50, 2])
+def test_a_student_that_would_never_speak_is_refused(tmp_path, steps):
+    never = {"lmbda": 0.5, "off_policy_steps": steps}
+    with pytest.raises(UserError, match=f"never speak: off_policy_steps is {steps}"):
+        make_trainer(tmp_path, teacher=tiny.teacher(), max_steps=2, **never)
+    with pytest.raises(UserError, match="never speak"):
+        Settings(steps=2, **never)
+    assert Settings(steps=steps + 1, **never) and Settings(steps=2, off_policy_steps=steps)
+
+
+def test_epochs_in_which_the_student_would_never_speak_are_refused(tmp_path):
+    options = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "max_reply_tokens": 3}
+    options |= {"rows": tiny.encoded(8), "lmbda": 1.0}  # four steps
+    with pytest.raises(UserError, match="a run of 4 steps"):
+        make_trainer(tmp_path, teacher=tiny.teacher(), off_policy_steps=4, **options).train()
+    make_trainer(tmp_path, teacher=tiny.teacher(), off_policy_steps=3, **options).train()
+
+
+def test_a_number_of_steps_below_0_is_refused(tmp_path):
+    with pytest.raises(UserError, match="off_policy_steps is -1"):
+        make_trainer(tmp_path, off_policy_steps=-1)
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"max_reply_tokens": 0}])
