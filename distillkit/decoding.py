@@ -87,6 +87,7 @@ def generate_replies(
     """
     if not all(prompts):
         raise UserError("a prompt is empty: a reply needs at least one token before it")
+    check_reply_room(model, max_reply_tokens)
     limit = position_limit(model)
     longest = max(map(len, prompts), default=0)
     if limit is not None and longest + max_reply_tokens > limit:
@@ -111,6 +112,16 @@ def generate_replies(
         vocabulary=vocabulary,
     )
     return replies
+
+
+def check_reply_room(model: PreTrainedModel, max_reply_tokens: int) -> None:
+    """Refuse replies that would leave a prompt none of the model's positions."""
+    limit = position_limit(model)
+    if limit is not None and max_reply_tokens >= limit:
+        raise UserError(
+            f"max_reply_tokens is {max_reply_tokens}, and the model has {limit} positions for a "
+            f"prompt and its reply together: give at most {limit - 1}, and rather far fewer"
+        )
 
 
 def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

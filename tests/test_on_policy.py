@@ -15,7 +15,7 @@ from distillkit.decoding import generate_replies
 from distillkit.encoders import build_masked_lm, encode_texts, train_text_tokenizer
 from distillkit.errors import UserError
 from distillkit.losses import ReverseKL
-from distillkit.models import ModelSize, load_model
+from distillkit.models import ModelSize, build_model, load_model
 from distillkit.on_policy import OneTurn, WholeVisits, is_on_policy
 from distillkit.sampling import Sampling
 from distillkit.settings import Settings
@@ -289,6 +289,43 @@ def test_epochs_in_which_the_student_would_never_speak_are_refused(tmp_path):
 def test_a_number_of_steps_below_0_is_refused(tmp_path):
     with pytest.raises(UserError, match="off_policy_steps is -1"):
         make_trainer(tmp_path, off_policy_steps=-1)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_step_in_which_nobody_finds_room_to_speak_is_refused(tmp_path, whole):
+    student = build_model(tiny.STUDENT, tiny.TOKENIZER, max_positions=200)
+    rollout = WholeVisits(tiny.TOKENIZER, ["0/1"], Sampling(), 198) if whole else None
+    options = {"rollout": rollout, "lmbda": 1.0, "max_reply_tokens": 198, "max_steps": 1}
+    trainer = make_trainer(tmp_path, student, tiny.teacher(), **options)
+    with pytest.raises(UserError, match="says nothing in it: beside a reply of 198 tokens"):
+        trainer.train()
+
+
+def test_one_conversation_without_room_does_not_stop_the_others(tmp_path):
+    student = build_model(tiny.STUDENT, tiny.TOKENIZER, max_positions=200)
+    row = tiny.encoded(1)[0]
+    start = row["labels"].count(IGNORE_INDEX) + 160
+    long = {"input_ids": [9] * start + row["input_ids"]}
+    long["labels"] = [IGNORE_INDEX] * start + row["labels"]
+    trainer = make_trainer(
+        tmp_path,
+        student,
+        tiny.teacher(),
+        rows=[long, *talks("yes")],
+        **{"max_steps": 1, "logging_steps": 1, "per_device_train_batch_size": 2, **SPEAKING},
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["on_policy_loss"] > 0
+
+
+def test_a_reply_as_long_as_the_positions_is_refused_before_the_first_step(tmp_path):
+    student = build_model(tiny.STUDENT, tiny.TOKENIZER, max_positions=200)
+    for most in (200, 5000):
+        with pytest.raises(UserError, match=f"max_reply_tokens is {most}, .* at most 199"):
+            make_trainer(tmp_path, student, tiny.teacher(), lmbda=1.0, max_reply_tokens=most)
+        for prompts in ([], [[5, 6]]):
+            with pytest.raises(UserError, match=f"max_reply_tokens is {most}"):
+                generate_replies(student, tiny.TOKENIZER, prompts, max_reply_tokens=most)
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"max_reply_tokens": 0}])
