@@ -36,6 +36,13 @@ from distillkit.errors import UserError
 from distillkit.evaluation import serve
 from distillkit.sampling import Sampling
 
+# How servers say that a reply has ended by itself, or was cut where no more tokens were allowed:
+# OpenAI's interface and vLLM, TGI, Anthropic's, Gemini's, Cohere's and Mistral's, in small letters.
+_SAYS_WHY = ("finish_reason", "stop_reason")
+_WHOLE = {"stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete"}
+_WHOLE |= {"tool_calls", "function_call", "tool_use", "tool_call"}
+_TOO_LONG = {"length", "max_tokens", "model_length", "max_output_tokens"}
+
 Row = dict[str, Any]
 Found = Iterable[Row | str]  # rows, and in place of one left out the reason
 
@@ -149,8 +156,9 @@ def write_visits(
 def read_written(file: str | os.PathLike[str]) -> Written:
     """What a black-box teacher wrote: JSON lines of `messages`, or of `prompt` and `text`.
 
-    `prompt` may be a text or a list of messages. A line whose `finish_reason` is "length" was cut
-    off where it was written, and is left out like a double or a line that cannot be read.
+    `prompt` may be a text or a list of messages. A line that says in `finish_reason` (or, as some
+    do, `stop_reason`) that its reply did not come to an end of its own, such as "length" or
+    "content_filter", is left out like a double or a line that cannot be read.
 
     Raises UserError when the file cannot be opened, or nothing is left of it.
     """
@@ -177,8 +185,8 @@ def _read_line(line: bytes) -> Row | str:
         value = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return "not JSON in UTF-8"
-    if isinstance(value, dict) and value.get("finish_reason") == "length":
-        return "came to no end"
+    if isinstance(value, dict) and (reason := _cut(value)):
+        return reason
     if isinstance(value, dict) and "messages" not in value and "prompt" in value:
         prompt = value["prompt"]
         history = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -188,6 +196,15 @@ def _read_line(line: bytes) -> Row | str:
         value = {"messages": [*_as_history(history), reply]}
     row, reason = check_row(value)
     return {"messages": row["messages"]} if row else reason
+
+
+def _cut(line: Mapping[str, Any]) -> str | None:
+    """Why a reply is not whole, by what its server says; None where it is, or nothing is said."""
+    said = next((line[key] for key in _SAYS_WHY if line.get(key) is not None), "stop")
+    name = str(said).casefold()
+    if name in _WHOLE:
+        return None
+    return "came to no end" if name in _TOO_LONG else f"ended by {str(said)[:40]!r}"
 
 
 def _as_history(messages: Sequence[Any]) -> list[Any]:

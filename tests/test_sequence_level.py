@@ -197,6 +197,29 @@ def test_a_black_boxs_file_is_read(tmp_path):
     assert "no" not in said[2].replace("north", "")
 
 
+def test_a_reply_that_did_not_end_by_itself_is_left_out_by_its_reason(tmp_path):
+    whole = [None, "stop", "STOP", "end_turn", "tool_calls", "COMPLETE"]
+    cut = ["length", "max_tokens", "MAX_TOKENS", "content_filter", "content_filter", ["odd"], 7]
+    lines = [
+        {"prompt": "book", "text": f"night {number}", "finish_reason": reason}
+        for number, reason in enumerate([*whole, *cut])
+    ]
+    lines.append({"prompt": "book", "text": "night one", "stop_reason": "max_tokens"})
+    lines.append({"prompt": "book", "text": "night two", "stop_reason": "end_turn"})
+    lines.append({"prompt": "book", "text": "3", "stop_reason": "###", "finish_reason": "stop"})
+    file = tmp_path / "text.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    text = read_written(file)
+    said = [row["messages"][-1]["content"] for row in text.rows]
+    assert said == [f"night {number}" for number in range(len(whole))] + ["night two", "3"]
+    assert text.left_out == {
+        "came to no end": 4,
+        "ended by 'content_filter'": 2,
+        "ended by \"['odd']\"": 1,
+        "ended by '7'": 1,
+    }
+
+
 def test_lines_of_any_kind_are_read_or_counted(tmp_path):
     file = tmp_path / "text.jsonl"
     odd = [
