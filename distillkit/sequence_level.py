@@ -3,7 +3,7 @@
 `write_replies` lets the teacher answer every assistant turn of given conversations; `write_visits`
 lets it serve simulated visitors from the first word to the last; `read_written` reads what a
 teacher wrote that answers nothing but text, such as a model behind an interface. All three give
-rows of `messages`, and count what they left out: replies that came to no end, and doubles.
+rows of `messages`, and count what they left out: replies without an end or without a word, doubles.
 
 The text lies in a file of JSON lines, with a manifest beside it of all that it depends on: weights,
 prompts, settings. It grows in whole batches. A writer that was killed has lost the batch it was at,
@@ -106,10 +106,13 @@ def write_replies(
             keys=fitting,
         )
         for (number, _), reply in zip(fitting, replies, strict=True):
+            message = read_reply(tokenizer, reply)
             if reply[-1] not in ends:
                 yield "came to no end"
+            elif not message["content"] and not message.get("tool_calls"):
+                yield "empty replies"
             else:
-                yield {"messages": [*prompts[number], read_reply(tokenizer, reply)]}
+                yield {"messages": [*prompts[number], message]}
 
     settings = {"samples": samples, "sampling": sampling, "max_reply_tokens": max_reply_tokens}
     manifest = _manifest(teacher, tokenizer, prompts, batch_size=batch_size, **settings)

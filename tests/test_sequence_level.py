@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 
+import hub_models
 import pytest
 import tiny
 import torch
@@ -13,9 +14,11 @@ from distillkit.chat import encode_prompt, encode_rows
 from distillkit.decoding import generate_replies
 from distillkit.dialogues import Visit
 from distillkit.errors import UserError
+from distillkit.evaluation import serve
 from distillkit.models import build_model, load_model
 from distillkit.sampling import Sampling
 from distillkit.sequence_level import read_written, write_replies, write_visits
+from distillkit.speaking import Speaker
 
 torch.set_num_threads(1)
 
@@ -150,6 +153,40 @@ def test_a_prompt_that_is_too_long_is_left_out(tmp_path):
     too_long = sum(length > 40 for length in lengths)
     assert text.left_out["prompt too long for the teacher"] == too_long > 0
     assert too_long < len(lengths)
+
+
+def test_a_teacher_whose_head_is_wider_says_nothing_that_its_tokenizer_lacks(tmp_path):
+    teacher, tokenizer = load_model(hub_models.qwen2(tmp_path / "wide"))
+    lacking = slice(len(tokenizer), None)
+    with torch.no_grad():
+        teacher.lm_head.weight[lacking] = 50.0 * teacher.lm_head.weight[lacking]
+    prompts = [encode_prompt(tokenizer, row["messages"][:1]) for row in ROWS]
+    asked = torch.tensor(prompts[0]).unsqueeze(0)
+    assert teacher(asked).logits[0, -1].argmax() >= len(tokenizer)  # what it would say
+    replies = generate_replies(teacher, tokenizer, prompts, max_reply_tokens=8)
+    assert max(map(max, replies)) < len(tokenizer)
+    visit, speaker = Visit("0/1", "train"), Speaker(teacher, tokenizer)
+    serve(teacher, tokenizer, [visit], max_reply_tokens=8)
+    [said] = [message for message in visit.messages if message["role"] == "assistant"][:1]
+    [same] = [speaker.reply(visit.messages[:1], max_tokens=8).message]
+    assert said == same and said["content"]
+
+
+def test_an_empty_reply_is_left_out_and_counted(tmp_path):
+    teacher = tiny.teacher()
+    with torch.no_grad():  # it ends every reply at once
+        teacher.lm_head.weight[tiny.TOKENIZER.eos_token_id] = 0.0
+        others = torch.arange(len(tiny.TOKENIZER)) != tiny.TOKENIZER.eos_token_id
+    forward = teacher.forward
+
+    def ending(*given, **named):
+        output = forward(*given, **named)
+        output.logits[..., others] = -1e4
+        return output
+
+    teacher.forward = ending
+    text = write_replies(teacher, tiny.TOKENIZER, ROWS, tmp_path / "text.jsonl")
+    assert text.rows == [] and text.left_out == {"empty replies": TURNS}
 
 
 def test_several_greedy_samples_are_refused(tmp_path):
