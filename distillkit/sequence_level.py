@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def write_replies(
     labels. Without `sampling` the replies are greedy.
 
     Raises UserError when `file` holds text of another teacher, of other prompts or settings, or was
-    changed by another hand.
+    changed by another hand; and for a conversation without messages that have roles.
     """
     if samples < 1 or (samples > 1 and sampling is None):
         raise UserError(
@@ -82,9 +83,9 @@ def write_replies(
             "alone, as greedy replies are all the same"
         )
     prompts = [
-        _as_history(row["messages"][:place])
-        for row in conversations
-        for place, message in enumerate(row["messages"])
+        _as_history(messages[:place])
+        for messages in map(_messages, count(), conversations)
+        for place, message in enumerate(messages)
         if message["role"] == "assistant"
     ]
     tasks = [(number, sample) for number in range(len(prompts)) for sample in range(samples)]
@@ -208,6 +209,19 @@ def _cut(line: Mapping[str, Any]) -> str | None:
     if name in _WHOLE:
         return None
     return "came to no end" if name in _TOO_LONG else f"ended by {str(said)[:40]!r}"
+
+
+def _messages(number: int, row: Any) -> Sequence[Mapping[str, Any]]:
+    """The messages of a conversation that a teacher is to answer."""
+    messages = row.get("messages") if isinstance(row, Mapping) else None
+    if not isinstance(messages, list | tuple) or not all(
+        isinstance(message, Mapping) and "role" in message for message in messages
+    ):
+        raise UserError(
+            f"conversation {number} is {row!r:.80}: expected "
+            '{"messages": [{"role": …, "content": …}, …]}'
+        )
+    return messages
 
 
 def _as_history(messages: Sequence[Any]) -> list[Any]:

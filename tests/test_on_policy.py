@@ -90,6 +90,12 @@ def test_a_model_that_has_diverged_is_named(row):
         Sampling().draw(torch.tensor([[0.0, 1.0, 2.0], row]), [Random(0), Random(1)])
 
 
+@pytest.mark.parametrize("streams", [0, 1, 3])
+def test_each_row_needs_a_stream_of_its_own(streams):
+    with pytest.raises(UserError, match=f"{streams} streams of random numbers for 2 rows"):
+        Sampling().draw(torch.zeros(2, 3), [Random(0)] * streams)
+
+
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}])
 def test_a_sampling_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(UserError):

@@ -189,6 +189,16 @@ def test_an_empty_reply_is_left_out_and_counted(tmp_path):
     assert text.rows == [] and text.left_out == {"empty replies": TURNS}
 
 
+@pytest.mark.parametrize(
+    "row",
+    [{"text": "yes"}, ROWS[0]["messages"], {"messages": "yes"}, {"messages": [{"from": "x"}]}],
+)
+def test_a_conversation_without_messages_is_named_and_leaves_nothing_in_the_way(tmp_path, row):
+    with pytest.raises(UserError, match=r'conversation 1 is .*: expected \{"messages"'):
+        write_replies(tiny.teacher(), tiny.TOKENIZER, [ROWS[0], row], tmp_path / "text.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
 def test_several_greedy_samples_are_refused(tmp_path):
     with pytest.raises(UserError, match="greedy"):
         write(tmp_path / "text.jsonl", sampling=None)
