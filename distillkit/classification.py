@@ -103,7 +103,7 @@ def classify(
 
 
 def _check_rows(model: PreTrainedModel, encoded: Sequence[dict[str, Any]]) -> None:
-    classes, limit = model.config.num_labels, position_limit(model)
+    classes, limit = int(model.config.num_labels or 0), position_limit(model)
     for number, row in enumerate(encoded):
         label, length = row.get("labels"), len(row["input_ids"])
         if not _is_below(classes, label):

@@ -222,11 +222,12 @@ class DistillationTrainer(FeatureTrainer):
         return batches, total
 
     def _refuse_silence(self) -> None:
+        student: Any = self.model
         most = getattr(self.rollout, "max_reply_tokens", self.args.max_reply_tokens)
         raise UserError(
             f"step {self.state.global_step} is on policy, and the student says nothing in it: "
             f"beside a reply of {most} tokens no prompt of its conversations fits into the "
-            f"student's {position_limit(self.model)} positions; give a smaller max_reply_tokens, "
+            f"student's {position_limit(student)} positions; give a smaller max_reply_tokens, "
             "or leave out the conversations that are so long before the assistant speaks"
         )
 
