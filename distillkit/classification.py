@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distillkit.decoding import evaluating
+from distillkit.decoding import evaluating, position_limit
 from distillkit.dialogues.intents import OUT_OF_SCOPE
 from distillkit.encoders import collator_for
 from distillkit.errors import UserError
@@ -77,12 +78,16 @@ def classify(
     """Run a classifier over rows of `input_ids` and `labels` (see `encoders.encode_intents`).
 
     Texts of like length share a batch; the answers are in the order of the rows.
-    Raises UserError where there is no row, or the model is no classifier.
+    Raises UserError where there is no row, the model is no classifier, a row has no label among
+    its classes or more tokens than its positions.
     """
     if not encoded:
         raise UserError("there is no text to classify: pass at least one row")
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}: give at least 1")
     if (kind := alignment_of(model)) is not CLASSIFIER:
         raise UserError(f"{type(model).__name__} is {kind.name}: expected a classifier")
+    _check_rows(model, encoded)
     collate = collator_for(model, tokenizer)
     order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]["input_ids"]))
     found = []
@@ -95,6 +100,29 @@ def classify(
     log_probs = torch.cat(found)[torch.tensor(order).argsort()].clone()
     labels = torch.tensor([row["labels"] for row in encoded])
     return Answers(log_probs, labels, class_names(model))
+
+
+def _check_rows(model: PreTrainedModel, encoded: Sequence[dict[str, Any]]) -> None:
+    classes, limit = int(model.config.num_labels or 0), position_limit(model)
+    for number, row in enumerate(encoded):
+        label, length = row.get("labels"), len(row["input_ids"])
+        if not _is_below(classes, label):
+            raise UserError(
+                f"the label of row {number} is {label}: expected one of the model's {classes} "
+                f"classes, a whole number from 0 to {classes - 1}"
+            )
+        if limit is not None and length > limit:
+            raise UserError(
+                f"row {number} has {length} tokens, the model {limit} positions: encode the texts "
+                f"with max_length={limit}"
+            )
+
+
+def _is_below(end: int, value: Any) -> bool:
+    try:
+        return 0 <= index(value) < end
+    except TypeError:  # no whole number
+        return False
 
 
 def class_names(model: Any) -> tuple[str, ...]:

@@ -76,17 +76,17 @@ def generate_replies(
     batch_size: int = 64,
     sampling: Sampling | None = None,
     keys: Sequence[Hashable] | None = None,
-    vocabulary: int | None = None,
 ) -> list[list[int]]:
     """Reply to each prompt (token ids, see `chat.encode_prompt`), as token ids.
 
     Greedy, or with `sampling` drawn by the random numbers that `keys` name (by default the prompt's
-    place in `prompts`), of the first `vocabulary` ids or of all.
+    place in `prompts`). Ids that the tokenizer lacks are not said, though a head may have them.
     The end-of-turn token is kept when the reply has one. Raises UserError when a prompt is empty,
     or with its reply does not fit into the model's positions.
     """
     if not all(prompts):
         raise UserError("a prompt is empty: a reply needs at least one token before it")
+    check_reply_room(model, max_reply_tokens)
     limit = position_limit(model)
     longest = max(map(len, prompts), default=0)
     if limit is not None and longest + max_reply_tokens > limit:
@@ -108,9 +108,25 @@ def generate_replies(
         batch_size=batch_size,
         sampling=sampling,
         keys=by_length if keys is None else [keys[index] for index in by_length],
-        vocabulary=vocabulary,
+        vocabulary=sayable_ids(tokenizer),
     )
     return replies
+
+
+def sayable_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many of a head's first ids can be words: behind them the tokenizer has none."""
+    added = tokenizer.added_tokens_decoder  # whose ids may leave a gap before them
+    return max(len(tokenizer), max(added, default=-1) + 1)
+
+
+def check_reply_room(model: PreTrainedModel, max_reply_tokens: int) -> None:
+    """Refuse replies that would leave a prompt none of the model's positions."""
+    limit = position_limit(model)
+    if limit is not None and max_reply_tokens >= limit:
+        raise UserError(
+            f"max_reply_tokens is {max_reply_tokens}, and the model has {limit} positions for a "
+            f"prompt and its reply together: give at most {limit - 1}, and rather far fewer"
+        )
 
 
 def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

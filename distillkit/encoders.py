@@ -72,7 +72,15 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> PreTra
 def encode_texts(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_length: int = 128
 ) -> list[dict[str, Any]]:
-    """Rows of `input_ids`, with the tokenizer's own ends around each text."""
+    """Rows of `input_ids`, with the tokenizer's own ends around each text.
+
+    Raises UserError where these ends alone take all of `max_length`.
+    """
+    if max_length <= (ends := tokenizer.num_special_tokens_to_add()):
+        raise UserError(
+            f"max_length is {max_length}, and the tokens around a text take {ends}: give at least "
+            f"{ends + 1}"
+        )
     if not texts:
         return []
     ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
@@ -88,8 +96,15 @@ def encode_intents(
 ) -> list[dict[str, Any]]:
     """Rows of `input_ids` and `labels`, the number of the row's intent in `labels`.
 
-    Raises UserError for an intent that is not among them.
+    Raises UserError for an intent that is not among them, and a row without text or intent.
     """
+    for number, row in enumerate(rows):
+        for key in ("text", "intent"):
+            if key not in row:
+                raise UserError(
+                    f"row {number} has no {key!r} (found {', '.join(row) or 'nothing'}): expected "
+                    'rows like {"text": …, "intent": …}'
+                )
     numbers = {name: number for number, name in enumerate(labels)}
     if unknown := {row["intent"] for row in rows} - numbers.keys():
         raise UserError(f"{sorted(unknown)[0]!r} is none of the {len(labels)} intents of the model")

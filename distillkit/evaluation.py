@@ -28,6 +28,7 @@ from distillkit.decoding import (
     evaluating,
     generate_replies,
     position_limit,
+    sayable_ids,
 )
 from distillkit.dialogues import Visit
 from distillkit.errors import UserError
@@ -358,6 +359,7 @@ def serve(
         batch_size=batch_size,
         sampling=sampling,
         keys=keys,
+        vocabulary=sayable_ids(tokenizer),
     )
 
 

@@ -100,6 +100,11 @@ def _dtype(student: PreTrainedModel) -> torch.dtype:
 
 
 def _check(matches: Sequence[Match]) -> None:
+    if not isinstance(matches, list | tuple) or not all(isinstance(m, Match) for m in matches):
+        raise UserError(
+            f"features are {matches!r:.80}: expected a list of Hidden, Attention and Relations, "
+            "such as [Hidden([(After(1), After(2))])]"
+        )
     if not matches:
         raise UserError("features are empty: give at least one Hidden, Attention or Relations")
     for match in matches:
@@ -108,7 +113,9 @@ def _check(matches: Sequence[Match]) -> None:
             "places, such as (After(1), After(2))" if kind is After else "layers, such as (1, 2)"
         )
         if not match.pairs or not all(
-            isinstance(each, kind) for pair in match.pairs for each in pair
+            isinstance(pair, list | tuple)
+            and [isinstance(each, kind) for each in pair] == [True] * 2
+            for pair in match.pairs
         ):
             raise UserError(
                 f"the pairs of {type(match).__name__} are {list(match.pairs)}: expected pairs of "

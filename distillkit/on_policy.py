@@ -34,6 +34,7 @@ from distillkit.decoding import (
     end_of_turn_ids,
     generate_replies,
     position_limit,
+    sayable_ids,
 )
 from distillkit.dialogues import Visit
 from distillkit.errors import UserError
@@ -80,7 +81,6 @@ class OneTurn:
                 max_reply_tokens=self.max_reply_tokens,
                 sampling=self.sampling,
                 keys=[f"{step}/{_name(prompt)}" for prompt in asked],
-                vocabulary=len(self.tokenizer),
             )
         )
         return [_row(prompt, next(replies)) if prompt else _row([0, 0], []) for prompt in prompts]
@@ -135,7 +135,7 @@ class WholeVisits:
             max_reply_tokens=self.max_reply_tokens,
             sampling=self.sampling,
             keys=keys,
-            vocabulary=len(self.tokenizer),
+            vocabulary=sayable_ids(self.tokenizer),
         )
         return heard
 

@@ -46,13 +46,18 @@ class Sampling:
     def draw(self, logits_NV: Tensor, streams: Sequence[Random]) -> list[int]:
         """One token for each of the N rows, each with the next number of its own stream.
 
-        Raises UserError where the logits are no numbers to draw from: NaN, +inf, or nothing but
-        −inf.
+        Raises UserError where the logits are no numbers to draw from (NaN, +inf, or nothing but
+        −inf), or there is not one stream for each row.
 
         >>> rows = torch.tensor([[0.0, 2.0, 1.0]])
         >>> Sampling(top_p=0.5).draw(rows, [Random(0)])  # the likeliest token alone has more
         [1]
         """
+        if len(streams) != len(logits_NV):
+            raise UserError(
+                f"there are {len(streams)} streams of random numbers for {len(logits_NV)} rows: "
+                "give each row its own, sampling.stream(key)"
+            )
         softened = (logits_NV.float() / self.temperature).softmax(-1)
         if softened.isnan().any():
             raise UserError(

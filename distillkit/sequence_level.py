@@ -3,7 +3,7 @@
 `write_replies` lets the teacher answer every assistant turn of given conversations; `write_visits`
 lets it serve simulated visitors from the first word to the last; `read_written` reads what a
 teacher wrote that answers nothing but text, such as a model behind an interface. All three give
-rows of `messages`, and count what they left out: replies that came to no end, and doubles.
+rows of `messages`, and count what they left out: replies without an end or without a word, doubles.
 
 The text lies in a file of JSON lines, with a manifest beside it of all that it depends on: weights,
 prompts, settings. It grows in whole batches. A writer that was killed has lost the batch it was at,
@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ from distillkit.dialogues.rows import check_row
 from distillkit.errors import UserError
 from distillkit.evaluation import serve
 from distillkit.sampling import Sampling
+
+# How servers say that a reply has ended by itself, or was cut where no more tokens were allowed:
+# OpenAI's interface and vLLM, TGI, Anthropic's, Gemini's, Cohere's and Mistral's, in small letters.
+_SAYS_WHY = ("finish_reason", "stop_reason")
+_WHOLE = {"stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete"}
+_WHOLE |= {"tool_calls", "function_call", "tool_use", "tool_call"}
+_TOO_LONG = {"length", "max_tokens", "model_length", "max_output_tokens"}
 
 Row = dict[str, Any]
 Found = Iterable[Row | str]  # rows, and in place of one left out the reason
@@ -67,7 +75,7 @@ def write_replies(
     labels. Without `sampling` the replies are greedy.
 
     Raises UserError when `file` holds text of another teacher, of other prompts or settings, or was
-    changed by another hand.
+    changed by another hand; and for a conversation without messages that have roles.
     """
     if samples < 1 or (samples > 1 and sampling is None):
         raise UserError(
@@ -75,9 +83,9 @@ def write_replies(
             "alone, as greedy replies are all the same"
         )
     prompts = [
-        _as_history(row["messages"][:place])
-        for row in conversations
-        for place, message in enumerate(row["messages"])
+        _as_history(messages[:place])
+        for messages in map(_messages, count(), conversations)
+        for place, message in enumerate(messages)
         if message["role"] == "assistant"
     ]
     tasks = [(number, sample) for number in range(len(prompts)) for sample in range(samples)]
@@ -99,10 +107,13 @@ def write_replies(
             keys=fitting,
         )
         for (number, _), reply in zip(fitting, replies, strict=True):
+            message = read_reply(tokenizer, reply)
             if reply[-1] not in ends:
                 yield "came to no end"
+            elif not message["content"] and not message.get("tool_calls"):
+                yield "empty replies"
             else:
-                yield {"messages": [*prompts[number], read_reply(tokenizer, reply)]}
+                yield {"messages": [*prompts[number], message]}
 
     settings = {"samples": samples, "sampling": sampling, "max_reply_tokens": max_reply_tokens}
     manifest = _manifest(teacher, tokenizer, prompts, batch_size=batch_size, **settings)
@@ -149,8 +160,9 @@ def write_visits(
 def read_written(file: str | os.PathLike[str]) -> Written:
     """What a black-box teacher wrote: JSON lines of `messages`, or of `prompt` and `text`.
 
-    `prompt` may be a text or a list of messages. A line whose `finish_reason` is "length" was cut
-    off where it was written, and is left out like a double or a line that cannot be read.
+    `prompt` may be a text or a list of messages. A line that says in `finish_reason` (or, as some
+    do, `stop_reason`) that its reply did not come to an end of its own, such as "length" or
+    "content_filter", is left out like a double or a line that cannot be read.
 
     Raises UserError when the file cannot be opened, or nothing is left of it.
     """
@@ -177,8 +189,8 @@ def _read_line(line: bytes) -> Row | str:
         value = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return "not JSON in UTF-8"
-    if isinstance(value, dict) and value.get("finish_reason") == "length":
-        return "came to no end"
+    if isinstance(value, dict) and (reason := _cut(value)):
+        return reason
     if isinstance(value, dict) and "messages" not in value and "prompt" in value:
         prompt = value["prompt"]
         history = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -188,6 +200,28 @@ def _read_line(line: bytes) -> Row | str:
         value = {"messages": [*_as_history(history), reply]}
     row, reason = check_row(value)
     return {"messages": row["messages"]} if row else reason
+
+
+def _cut(line: Mapping[str, Any]) -> str | None:
+    """Why a reply is not whole, by what its server says; None where it is, or nothing is said."""
+    said = next((line[key] for key in _SAYS_WHY if line.get(key) is not None), "stop")
+    name = str(said).casefold()
+    if name in _WHOLE:
+        return None
+    return "came to no end" if name in _TOO_LONG else f"ended by {str(said)[:40]!r}"
+
+
+def _messages(number: int, row: Any) -> Sequence[Mapping[str, Any]]:
+    """The messages of a conversation that a teacher is to answer."""
+    messages = row.get("messages") if isinstance(row, Mapping) else None
+    if not isinstance(messages, list | tuple) or not all(
+        isinstance(message, Mapping) and "role" in message for message in messages
+    ):
+        raise UserError(
+            f"conversation {number} is {row!r:.80}: expected "
+            '{"messages": [{"role": …, "content": …}, …]}'
+        )
+    return messages
 
 
 def _as_history(messages: Sequence[Any]) -> list[Any]:

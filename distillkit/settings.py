@@ -12,6 +12,7 @@ from distillkit import cross_tokenizer, losses, sparse_losses
 from distillkit.errors import UserError
 from distillkit.sampling import Sampling
 from distillkit.training import DistillationArguments
+from distillkit.training_arguments import check_speaks
 
 DIVERGENCES: dict[str, Callable[..., losses.Divergence]] = {
     "forward_kl": losses.ForwardKL,
@@ -78,8 +79,6 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: give at least 1")
-        if self.off_policy_steps < 0:
-            raise UserError(f"off_policy_steps is {self.off_policy_steps}: give 0 or more")
         for name in ("alpha", "alpha_end", "lmbda", "label_smoothing", "warmup"):
             if not 0.0 <= (getattr(self, name) or 0.0) <= 1.0:
                 raise UserError(f"{name} is {getattr(self, name)}: give a number from 0 to 1")
@@ -96,6 +95,7 @@ class Settings:
                 raise UserError(f"{name} is {getattr(self, name)!r}: give {', '.join(known)}")
         divergence_named(self.divergence)
         Sampling(self.sampling_temperature, self.sampling_top_p)
+        check_speaks(self.lmbda, self.off_policy_steps, self.steps)
 
     @property
     def taught(self) -> bool:

@@ -58,10 +58,12 @@ class BestTokens:
     ) -> BestTokens:
         """Where a server tells the best tokens alone: the rest is what they leave of 1.
 
-        As exact as the `log_probs`: a rest that cannot be told from their rounding is 0.
+        As exact as the `log_probs`: a rest that cannot be told from their rounding is 0. Raises
+        UserError where these are no logarithms of parts of 1, or a token is told twice.
         """
         rest = 1.0 - log_probs.to(torch.float64).exp().sum(-1)
         rounding = token_ids.shape[-1] * torch.finfo(log_probs.dtype).eps
+        _check_told(token_ids, log_probs, rest, rounding)
         log_rest = rest.masked_fill(rest < rounding, 0.0).log().to(log_probs.dtype)
         return cls(token_ids, log_probs, log_rest, temperature)
 
@@ -88,9 +90,17 @@ class SampledTokens:
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> SampledTokens:
-        """Draw `draws` tokens of each of (..., V) distributions, each with the weight 1/draws."""
+        """Draw `draws` tokens of each of (..., V) distributions, each with the weight 1/draws.
+
+        Raises UserError where the logits are no numbers to draw from.
+        """
         _check_temperature(temperature)
         log_p = _log_softmax(teacher_logits.detach(), temperature)
+        if log_p.isnan().any():
+            raise UserError(
+                "the teacher's logits are NaN, +inf, or nothing but -inf somewhere, so no token "
+                "can be drawn: look for the text at which it happens, or run it in float32"
+            )
         rows = log_p.exp().reshape(-1, log_p.shape[-1])
         draws = _whole(draws)
         drawn = torch.multinomial(rows, draws, replacement=True, generator=generator)
@@ -253,6 +263,30 @@ def _whole(count: Any) -> int:
     if not (count >= 1 and math.isfinite(count) and count == int(count)):
         raise UserError(f"{count} tokens of the teacher: give a whole number of at least 1")
     return int(count)
+
+
+def _check_told(token_ids: Tensor, log_probs: Tensor, rest: Tensor, rounding: float) -> None:
+    """Refuse what a server cannot mean; it may round its numbers (to a thousandth, at most)."""
+    if not token_ids.numel():
+        return
+    slack = max(rounding, 1e-3)
+    if not log_probs.max() <= slack:  # or NaN
+        raise UserError(
+            f"the greatest of log_probs is {log_probs.max():.4g}: expected natural logarithms of "
+            "probabilities, none of them above 0; of probabilities themselves, pass log()"
+        )
+    if rest.min() < -slack:
+        raise UserError(
+            f"the probabilities of the best tokens sum to {1 - rest.min():.4g} somewhere: expected "
+            "at most 1; pass the logarithms of a softmax over the whole vocabulary"
+        )
+    free = -1 - torch.arange(token_ids.shape[-1], device=token_ids.device)
+    used = token_ids.where(log_probs > -torch.inf, free).sort(-1).values
+    if (twice := used[..., 1:] == used[..., :-1]).any():
+        raise UserError(
+            f"token id {int(used[..., 1:][twice][0])} stands among the best tokens twice: tell "
+            "each once, with the probability of both"
+        )
 
 
 def _check_sparse(

@@ -17,6 +17,7 @@ from distillkit.decoding import (
     new_cache,
     next_logits,
     position_limit,
+    sayable_ids,
 )
 from distillkit.dialogues import Visit
 from distillkit.errors import UserError
@@ -61,6 +62,7 @@ class Speaker:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._ends = end_of_turn_ids(model, tokenizer)
+        self._sayable = sayable_ids(tokenizer)
         self._forget()
 
     def reply(
@@ -110,7 +112,7 @@ class Speaker:
         with evaluating(self.model):
             logits = next_logits(self.model, ids, self._cache)
         self._read += new
-        return int(logits.argmax())
+        return int(logits[:, : self._sayable].argmax())
 
     def _forget(self) -> None:
         self._read: list[int] = []

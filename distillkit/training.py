@@ -32,6 +32,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from distillkit.batching import EpochTeller, EvenRows, shuffled
 from distillkit.chat import IGNORE_INDEX, Collator, encode_rows
+from distillkit.decoding import check_reply_room, position_limit
 from distillkit.encoders import collator_for
 from distillkit.errors import UserError
 from distillkit.feature_training import Features, FeatureTrainer
@@ -48,7 +49,7 @@ from distillkit.on_policy import OneTurn, Rollout, is_on_policy
 from distillkit.pairing import shared_logits
 from distillkit.sampling import Sampling
 from distillkit.saving import checkpoints_in
-from distillkit.training_arguments import DistillationArguments
+from distillkit.training_arguments import DistillationArguments, check_speaks
 
 __all__ = ["DistillationArguments", "DistillationTrainer", "checkpoints_in"]
 
@@ -66,7 +67,7 @@ class DistillationTrainer(FeatureTrainer):
 
     Raises `UserError` when teacher and student share weights, when their vocabularies cannot be
     compared, when one of them looks ahead, or when on-policy steps lack a teacher, a tokenizer or a
-    student that can speak.
+    student that can speak; in training, when nobody finds room to speak in a whole on-policy step.
     """
 
     args: DistillationArguments
@@ -215,11 +216,26 @@ class DistillationTrainer(FeatureTrainer):
             batches = [self.data_collator(written) for written in rows]
         self.begin_step(batches, device)
         counts = [(aligned_labels(self.model, each) != IGNORE_INDEX).sum() for each in batches]
-        return batches, self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
+        total = self.accelerator.reduce(torch.stack(counts).sum().to(device), "sum")
+        if self.on_policy and not total.item():
+            self._refuse_silence()
+        return batches, total
+
+    def _refuse_silence(self) -> None:
+        student: Any = self.model
+        most = getattr(self.rollout, "max_reply_tokens", self.args.max_reply_tokens)
+        raise UserError(
+            f"step {self.state.global_step} is on policy, and the student says nothing in it: "
+            f"beside a reply of {most} tokens no prompt of its conversations fits into the "
+            f"student's {position_limit(student)} positions; give a smaller max_reply_tokens, "
+            "or leave out the conversations that are so long before the assistant speaks"
+        )
 
     def _begin_step(self) -> None:
         """Decide whether the step is on policy, and count it for what the log shows."""
         seed, step = self.args.seed, self.state.global_step
+        if self.rollout is not None:  # epochs have become a number of steps by now
+            check_speaks(self.args.lmbda, self.args.off_policy_steps, self.state.max_steps)
         lmbda = self.args.lmbda if step >= self.args.off_policy_steps else 0.0
         self.on_policy = self.rollout is not None and is_on_policy(lmbda, seed, step)
         kind = "on_policy_loss" if self.on_policy else "soft_loss"
@@ -338,6 +354,8 @@ def _speaking(
             "words, and processing_class=tokenizer, which knows the end of a turn"
         )
     check_causal(student)
+    if rollout is None:
+        check_reply_room(student, args.max_reply_tokens)
     sampling = Sampling(args.sampling_temperature, args.sampling_top_p, args.seed)
     return rollout or OneTurn(tokenizer, sampling, args.max_reply_tokens)  # type: ignore[arg-type]
 

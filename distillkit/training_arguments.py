@@ -57,7 +57,22 @@ class DistillationArguments(TrainingArguments):
         if self.max_reply_tokens < 1:
             raise UserError(f"max_reply_tokens is {self.max_reply_tokens}: give at least 1")
         Sampling(self.sampling_temperature, self.sampling_top_p)
+        check_speaks(self.lmbda, self.off_policy_steps, self.max_steps)
 
     @property
     def needs_teacher(self) -> bool:
         return self.alpha > 0.0 or (self.alpha_end or 0.0) > 0.0 or self.lmbda > 0.0
+
+
+def check_speaks(lmbda: float, off_policy_steps: int, steps: int) -> None:
+    """Refuse a run in which the student is to speak (`lmbda` > 0) and never does.
+
+    `steps` below 1: they follow from the epochs and are not known yet. Raises UserError.
+    """
+    if off_policy_steps < 0:
+        raise UserError(f"off_policy_steps is {off_policy_steps}: give 0 or more")
+    if lmbda > 0.0 and 0 < steps <= off_policy_steps:
+        raise UserError(
+            f"lmbda is {lmbda}, and the student would never speak: off_policy_steps is "
+            f"{off_policy_steps} in a run of {steps} steps, so give fewer, or lmbda 0"
+        )

@@ -241,6 +241,22 @@ def test_a_model_of_two_networks_is_refused(tmp_path):
         trainer_of(tmp_path, model, None, [{"input_ids": [2, 3], "labels": [2, 3]}])
 
 
+@pytest.mark.parametrize("key", ["text", "intent"])
+def test_a_row_without_text_or_intent_is_named(key):
+    rows = [{"text": "a cab", "intent": LABELS[0]} for _ in range(3)]
+    rows[1]["other"] = rows[1].pop(key)
+    with pytest.raises(UserError, match=f"row 1 has no '{key}' .found .*other"):
+        encode_intents(TOKENIZER, rows, LABELS)
+
+
+def test_a_length_that_the_ends_alone_fill_is_refused():
+    for most in (-1, 0, 1, 2):
+        with pytest.raises(UserError, match=f"max_length is {most}, .* give at least 3"):
+            encode_texts(TOKENIZER, ["cheap hotel"], max_length=most)
+    [row] = encode_texts(TOKENIZER, ["cheap hotel"], max_length=3)
+    assert len(row["input_ids"]) == 3
+
+
 def test_no_texts_are_no_rows():
     assert encode_texts(TOKENIZER, []) == [] and encode_intents(TOKENIZER, [], LABELS) == []
 

@@ -289,7 +289,11 @@ def real_job(tmp_path, monkeypatch):
     def run(name: str, *more: str) -> list[dict]:
         given = ["--data", str(tmp_path), "--work", str(tmp_path / "work"), *more]
         monkeypatch.setattr(sys, "argv", ["x", *given])
-        real.record_arms(f"{name}.json", importlib.import_module(name).ARMS, None)
+        arms = {arm: dict(more) for arm, more in importlib.import_module(name).ARMS.items()}
+        for settings in arms.values():
+            if settings.get("lmbda"):  # half of that many steps would be all of this one
+                settings |= {"lmbda": 1.0, "off_policy_steps": 0}
+        real.record_arms(f"{name}.json", arms, None)
         return json.loads((tmp_path / f"{name}.json").read_text())["runs"]
 
     return run

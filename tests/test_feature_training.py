@@ -152,14 +152,24 @@ HIDDEN = Hidden([(After(1), After(2))])
     [
         (Hidden([(0, 0), (1, 2)]), r"pairs of Hidden are .*expected pairs of places"),
         (Hidden([]), "at least one"),
+        (Hidden([After(1)]), r"pairs of Hidden are .*expected pairs of places"),
+        (Attention([(1, 2, 3)]), r"pairs of Attention are .*expected pairs of layers"),
         (Attention([(After(1), After(2))]), r"pairs of Attention are .*expected pairs of layers"),
         (Hidden([(After(1), After(2))], weight=float("nan")), "the weight of Hidden is nan"),
     ],
-    ids=["numbers for places", "nothing", "places for layers", "no number"],
+    ids=["numbers for places", "nothing", "no pairs", "triples", "places for layers", "no number"],
 )
 def test_pairs_that_say_nothing_are_refused(match, sentence):
     with pytest.raises(UserError, match=sentence):
         Features(tiny.student(), tiny.teacher(), [match])
+
+
+@pytest.mark.parametrize(
+    "matches", ["hidden", HIDDEN, ["hidden"], [HIDDEN, None], None, iter([HIDDEN])]
+)
+def test_what_is_no_list_of_matches_is_refused(matches):
+    with pytest.raises(UserError, match="expected a list of Hidden, Attention and Relations"):
+        Features(tiny.student(), tiny.teacher(), matches)
 
 
 def test_checkpointing_that_cuts_their_gradient_is_refused(tmp_path):

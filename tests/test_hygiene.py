@@ -196,3 +196,13 @@ def test_the_lint_finds_what_is_wrong(sentence, tmp_path):
     BAD[sentence](notebook)
     said = says(notebook, tmp_path)
     assert len([fault for fault in said if re.search(sentence, fault)]) == 1, said
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "chapters").glob("*.ipynb")), ids=lambda path: path.stem
+)
+def test_a_chapter_asks_for_its_memory_where_it_decides_its_level(path):
+    """Not in its middle, after a quarter of an hour."""
+    sources = [cell.source for cell in nbformat.read(path, as_version=4).cells]
+    [first] = [source for source in sources if "level = run_level()" in source]
+    assert re.search(r"^level\.require\(memory_gb=", first, re.MULTILINE)

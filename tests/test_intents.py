@@ -156,6 +156,29 @@ def test_answers_come_in_the_order_of_the_rows_whatever_the_batch(rows):
         classify(model, tokenizer, [])
 
 
+@pytest.mark.parametrize("label", [-100, 7, -1, None, 1.0, [1, 0, 0]])
+def test_a_label_that_is_no_class_of_the_model_is_refused(label):
+    tokenizer = train_text_tokenizer(["a cheap hotel"])
+    model = build_classifier(ModelSize(8, 1, 2, 16), tokenizer, ["a", "b", "c"])
+    rows = [{"input_ids": [2, 3], "labels": 2}, {"input_ids": [2, 3], "labels": label}]
+    with pytest.raises(UserError, match=r"label of row 1 is .*: expected one of the model's 3"):
+        classify(model, tokenizer, rows)
+
+
+def test_what_cannot_be_classified_is_refused():
+    tokenizer = train_text_tokenizer(["a cheap hotel"])
+    model = build_classifier(ModelSize(8, 1, 2, 16), tokenizer, ["a", "b", "c"])
+    texts = [{"text": "hotel " * 300, "intent": "b"}]
+    rows = [encode_intents(tokenizer, texts, ["a", "b"], max_length=most) for most in (128, 512)]
+    assert classify(model, tokenizer, rows[0]).labels.tolist() == [1]
+    with pytest.raises(
+        UserError, match="the model 128 positions: encode the texts with max_length"
+    ):
+        classify(model, tokenizer, rows[1])
+    with pytest.raises(UserError, match="batch_size is 0: give at least 1"):
+        classify(model, tokenizer, rows[0], batch_size=0)
+
+
 def test_names_belong_to_the_numbers_in_whatever_order_the_configuration_has_them():
     labels = [f"class {number}" for number in range(11)] + ["oos"]
     tokenizer = train_text_tokenizer(["a cheap hotel"])

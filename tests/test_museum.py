@@ -31,6 +31,19 @@ def test_at_least_fifteen_public_bugs_with_their_threads():
     assert len({piece for piece, *_ in rows}) == len(rows)
 
 
+def test_a_source_of_two_pieces_is_counted_once():
+    [said] = [
+        output.data["text/plain"]
+        for cell in MUSEUM
+        for output in cell.get("outputs", [])
+        if "public sources" in output.get("data", {}).get("text/plain", "")
+    ]
+    rows = table()
+    sources = {seen for _, seen, *_ in rows}
+    assert len(sources) < len(rows)
+    assert said == f"{len(rows)} mistakes from {len(sources)} public sources"
+
+
 @pytest.mark.parametrize(("piece", "wrong", "right"), [(a, c, d) for a, _, c, d in table()])
 def test_a_piece_differs_from_its_right_form(piece, wrong, right):
     assert wrong != right

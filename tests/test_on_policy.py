@@ -15,9 +15,10 @@ from distillkit.decoding import generate_replies
 from distillkit.encoders import build_masked_lm, encode_texts, train_text_tokenizer
 from distillkit.errors import UserError
 from distillkit.losses import ReverseKL
-from distillkit.models import ModelSize, load_model
+from distillkit.models import ModelSize, build_model, load_model
 from distillkit.on_policy import OneTurn, WholeVisits, is_on_policy
 from distillkit.sampling import Sampling
+from distillkit.settings import Settings
 
 torch.set_num_threads(1)
 
@@ -87,6 +88,12 @@ def test_tokens_that_cannot_occur_are_never_drawn():
 def test_a_model_that_has_diverged_is_named(row):
     with pytest.raises(UserError, match="diverged"):
         Sampling().draw(torch.tensor([[0.0, 1.0, 2.0], row]), [Random(0), Random(1)])
+
+
+@pytest.mark.parametrize("streams", [0, 1, 3])
+def test_each_row_needs_a_stream_of_its_own(streams):
+    with pytest.raises(UserError, match=f"{streams} streams of random numbers for 2 rows"):
+        Sampling().draw(torch.zeros(2, 3), [Random(0)] * streams)
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}])
@@ -265,6 +272,66 @@ def test_a_student_whose_head_is_wider_says_nothing_that_the_tokenizer_lacks(tmp
 def test_numbers_that_make_no_sense_are_refused_before_the_first_step(tmp_path, wrong):
     with pytest.raises(UserError, match="give"):
         make_trainer(tmp_path, teacher=tiny.teacher(), **wrong)
+
+
+@pytest.mark.parametrize("steps", [50, 2])
+def test_a_student_that_would_never_speak_is_refused(tmp_path, steps):
+    never = {"lmbda": 0.5, "off_policy_steps": steps}
+    with pytest.raises(UserError, match=f"never speak: off_policy_steps is {steps}"):
+        make_trainer(tmp_path, teacher=tiny.teacher(), max_steps=2, **never)
+    with pytest.raises(UserError, match="never speak"):
+        Settings(steps=2, **never)
+    assert Settings(steps=steps + 1, **never) and Settings(steps=2, off_policy_steps=steps)
+
+
+def test_epochs_in_which_the_student_would_never_speak_are_refused(tmp_path):
+    options = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "max_reply_tokens": 3}
+    options |= {"rows": tiny.encoded(8), "lmbda": 1.0}  # four steps
+    with pytest.raises(UserError, match="a run of 4 steps"):
+        make_trainer(tmp_path, teacher=tiny.teacher(), off_policy_steps=4, **options).train()
+    make_trainer(tmp_path, teacher=tiny.teacher(), off_policy_steps=3, **options).train()
+
+
+def test_a_number_of_steps_below_0_is_refused(tmp_path):
+    with pytest.raises(UserError, match="off_policy_steps is -1"):
+        make_trainer(tmp_path, off_policy_steps=-1)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_step_in_which_nobody_finds_room_to_speak_is_refused(tmp_path, whole):
+    student = build_model(tiny.STUDENT, tiny.TOKENIZER, max_positions=200)
+    rollout = WholeVisits(tiny.TOKENIZER, ["0/1"], Sampling(), 198) if whole else None
+    options = {"rollout": rollout, "lmbda": 1.0, "max_reply_tokens": 198, "max_steps": 1}
+    trainer = make_trainer(tmp_path, student, tiny.teacher(), **options)
+    with pytest.raises(UserError, match="says nothing in it: beside a reply of 198 tokens"):
+        trainer.train()
+
+
+def test_one_conversation_without_room_does_not_stop_the_others(tmp_path):
+    student = build_model(tiny.STUDENT, tiny.TOKENIZER, max_positions=200)
+    row = tiny.encoded(1)[0]
+    start = row["labels"].count(IGNORE_INDEX) + 160
+    long = {"input_ids": [9] * start + row["input_ids"]}
+    long["labels"] = [IGNORE_INDEX] * start + row["labels"]
+    trainer = make_trainer(
+        tmp_path,
+        student,
+        tiny.teacher(),
+        rows=[long, *talks("yes")],
+        **{"max_steps": 1, "logging_steps": 1, "per_device_train_batch_size": 2, **SPEAKING},
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["on_policy_loss"] > 0
+
+
+def test_a_reply_as_long_as_the_positions_is_refused_before_the_first_step(tmp_path):
+    student = build_model(tiny.STUDENT, tiny.TOKENIZER, max_positions=200)
+    for most in (200, 5000):
+        with pytest.raises(UserError, match=f"max_reply_tokens is {most}, .* at most 199"):
+            make_trainer(tmp_path, student, tiny.teacher(), lmbda=1.0, max_reply_tokens=most)
+        for prompts in ([], [[5, 6]]):
+            with pytest.raises(UserError, match=f"max_reply_tokens is {most}"):
+                generate_replies(student, tiny.TOKENIZER, prompts, max_reply_tokens=most)
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"max_reply_tokens": 0}])

@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 
 from distillkit.course import levels, pairs
 from distillkit.course.levels import SWITCH, Level
-from distillkit.course.notebooks import ROOT
+from distillkit.course.notebooks import ROOT, read_notebook
 from distillkit.errors import UserError
 from distillkit.models import SIZES, count_parameters
 from distillkit.training import DistillationArguments, DistillationTrainer
@@ -73,6 +73,28 @@ def test_at_level_gpu_they_come_from_where_the_settings_say(local, tmp_path):
     assert not ids
     assert pair.student().config.hidden_size == 24
     assert one_step(pair, tmp_path / "run") > 0
+
+
+def test_teacher_and_student_are_on_the_levels_device(local):
+    """`meta` stands for a GPU: a device that is not the CPU, and is everywhere."""
+    pair = pairs.open_pair(Level("gpu", "meta"), conversations=2, held_out=1)
+    assert pair.teacher.device.type == pair.student().device.type == "meta"
+    pair = pairs.open_pair(GPU, conversations=2, held_out=1)
+    assert pair.teacher.device.type == pair.student().device.type == "cpu"
+
+
+@pytest.mark.parametrize("layers", [3, 8])
+def test_chapter_06_leaves_out_a_handful_of_a_deep_teachers_layers(layers):
+    """Each costs an NLL of the whole teacher, of which level gpu's has 32 layers."""
+    [cell] = [
+        each.source
+        for each in read_notebook(ROOT / "chapters/06_inside_the_network.ipynb").cells
+        if "without number" in each.source
+    ]
+    [loop] = [line for line in cell.splitlines() if line.startswith("for i in every")]
+    names = {"every": list(range(layers)), "L": layers}
+    left_out = eval(loop.removeprefix("for i in ").partition(":  #")[0], names)
+    assert len(left_out) == min(layers, 4) and left_out[0] == 0
 
 
 def test_without_settings_the_names_are_those_of_the_hub(monkeypatch):

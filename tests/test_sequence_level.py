@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 
+import hub_models
 import pytest
 import tiny
 import torch
@@ -13,9 +14,11 @@ from distillkit.chat import encode_prompt, encode_rows
 from distillkit.decoding import generate_replies
 from distillkit.dialogues import Visit
 from distillkit.errors import UserError
+from distillkit.evaluation import serve
 from distillkit.models import build_model, load_model
 from distillkit.sampling import Sampling
 from distillkit.sequence_level import read_written, write_replies, write_visits
+from distillkit.speaking import Speaker
 
 torch.set_num_threads(1)
 
@@ -152,6 +155,50 @@ def test_a_prompt_that_is_too_long_is_left_out(tmp_path):
     assert too_long < len(lengths)
 
 
+def test_a_teacher_whose_head_is_wider_says_nothing_that_its_tokenizer_lacks(tmp_path):
+    teacher, tokenizer = load_model(hub_models.qwen2(tmp_path / "wide"))
+    lacking = slice(len(tokenizer), None)
+    with torch.no_grad():
+        teacher.lm_head.weight[lacking] = 50.0 * teacher.lm_head.weight[lacking]
+    prompts = [encode_prompt(tokenizer, row["messages"][:1]) for row in ROWS]
+    asked = torch.tensor(prompts[0]).unsqueeze(0)
+    assert teacher(asked).logits[0, -1].argmax() >= len(tokenizer)  # what it would say
+    replies = generate_replies(teacher, tokenizer, prompts, max_reply_tokens=8)
+    assert max(map(max, replies)) < len(tokenizer)
+    visit, speaker = Visit("0/1", "train"), Speaker(teacher, tokenizer)
+    serve(teacher, tokenizer, [visit], max_reply_tokens=8)
+    [said] = [message for message in visit.messages if message["role"] == "assistant"][:1]
+    [same] = [speaker.reply(visit.messages[:1], max_tokens=8).message]
+    assert said == same and said["content"]
+
+
+def test_an_empty_reply_is_left_out_and_counted(tmp_path):
+    teacher = tiny.teacher()
+    with torch.no_grad():  # it ends every reply at once
+        teacher.lm_head.weight[tiny.TOKENIZER.eos_token_id] = 0.0
+        others = torch.arange(len(tiny.TOKENIZER)) != tiny.TOKENIZER.eos_token_id
+    forward = teacher.forward
+
+    def ending(*given, **named):
+        output = forward(*given, **named)
+        output.logits[..., others] = -1e4
+        return output
+
+    teacher.forward = ending
+    text = write_replies(teacher, tiny.TOKENIZER, ROWS, tmp_path / "text.jsonl")
+    assert text.rows == [] and text.left_out == {"empty replies": TURNS}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"text": "yes"}, ROWS[0]["messages"], {"messages": "yes"}, {"messages": [{"from": "x"}]}],
+)
+def test_a_conversation_without_messages_is_named_and_leaves_nothing_in_the_way(tmp_path, row):
+    with pytest.raises(UserError, match=r'conversation 1 is .*: expected \{"messages"'):
+        write_replies(tiny.teacher(), tiny.TOKENIZER, [ROWS[0], row], tmp_path / "text.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
 def test_several_greedy_samples_are_refused(tmp_path):
     with pytest.raises(UserError, match="greedy"):
         write(tmp_path / "text.jsonl", sampling=None)
@@ -195,6 +242,29 @@ def test_a_black_boxs_file_is_read(tmp_path):
     ]
     assert ["no" in said[0], "two nights" in said[1], "in the north" in said[2]] == [True] * 3
     assert "no" not in said[2].replace("north", "")
+
+
+def test_a_reply_that_did_not_end_by_itself_is_left_out_by_its_reason(tmp_path):
+    whole = [None, "stop", "STOP", "end_turn", "tool_calls", "COMPLETE"]
+    cut = ["length", "max_tokens", "MAX_TOKENS", "content_filter", "content_filter", ["odd"], 7]
+    lines = [
+        {"prompt": "book", "text": f"night {number}", "finish_reason": reason}
+        for number, reason in enumerate([*whole, *cut])
+    ]
+    lines.append({"prompt": "book", "text": "night one", "stop_reason": "max_tokens"})
+    lines.append({"prompt": "book", "text": "night two", "stop_reason": "end_turn"})
+    lines.append({"prompt": "book", "text": "3", "stop_reason": "###", "finish_reason": "stop"})
+    file = tmp_path / "text.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    text = read_written(file)
+    said = [row["messages"][-1]["content"] for row in text.rows]
+    assert said == [f"night {number}" for number in range(len(whole))] + ["night two", "3"]
+    assert text.left_out == {
+        "came to no end": 4,
+        "ended by 'content_filter'": 2,
+        "ended by \"['odd']\"": 1,
+        "ended by '7'": 1,
+    }
 
 
 def test_lines_of_any_kind_are_read_or_counted(tmp_path):

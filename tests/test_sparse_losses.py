@@ -189,7 +189,43 @@ def test_a_rest_that_is_rounding_is_nothing(error):
     assert autograd(lambda x: best_tokens_kl(x, best), student).isfinite().all()
 
 
+@pytest.mark.parametrize("ids", [[0, 1], [[4, 2], [0, 1]]])
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ([0.5, 0.3], r"the greatest of log_probs is 0.5: .* logarithms"),
+        ([0.005, 0.002], r"the greatest of log_probs is 0.005"),
+        ([math.nan, -1.0], "the greatest of log_probs is nan"),
+        ([math.log(0.9), math.log(0.9)], "sum to 1.8 somewhere: expected at most 1"),
+    ],
+)
+def test_what_is_no_logarithm_of_a_part_of_1_is_refused(ids, told, sentence):
+    ids = torch.tensor(ids)
+    right = torch.tensor([0.5, 0.3]).log()
+    log_probs = torch.tensor(told) if ids.dim() == 1 else torch.stack([right, torch.tensor(told)])
+    with pytest.raises(UserError, match=sentence):
+        BestTokens.from_log_probs(ids, log_probs)
+
+
+def test_a_token_that_is_told_twice_is_refused_and_a_place_not_used_is_not():
+    log_probs = torch.tensor([[0.5, 0.3], [0.5, 0.3]]).log()
+    with pytest.raises(UserError, match="token id 7 stands among the best tokens twice"):
+        BestTokens.from_log_probs(torch.tensor([[7, 8], [7, 7]]), log_probs)
+    log_probs[1, 1] = -math.inf
+    best = BestTokens.from_log_probs(torch.tensor([[7, 8], [7, 7]]), log_probs)
+    assert_close(best.log_rest.exp(), torch.tensor([0.2, 0.5]))
+    nothing = BestTokens.from_log_probs(torch.empty(0, 2, dtype=torch.int64), torch.empty(0, 2))
+    assert nothing.log_rest.shape == (0,)
+
+
 # ---- draws
+
+
+@pytest.mark.parametrize("row", [[math.nan, 0.0, 1.0], [math.inf, 0.0, 1.0], [-math.inf] * 3])
+def test_a_teacher_of_whom_nothing_can_be_drawn_is_named(row):
+    logits = torch.tensor([[0.0, 1.0, 2.0], row])
+    with pytest.raises(UserError, match="no token can be drawn"):
+        SampledTokens.of(logits, 3)
 
 
 @pytest.mark.parametrize("draws", [1, 12])

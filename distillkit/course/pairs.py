@@ -47,21 +47,26 @@ def from_hub(what: str) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """What a chapter trains with: a teacher, its tokenizer, and conversations."""
+    """What a chapter trains with: a teacher, its tokenizer, and conversations.
+
+    Teacher and students are on the level's device, so what a chapter measures before a trainer
+    comes (which would bring them there) runs on the GPU where there is one.
+    """
 
     teacher: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     train_rows: Rows
     held_out: Rows
     student_name: str | None  # None: a new one, with random weights
+    device: str = "cpu"
 
     def student(self, seed: int = 0) -> PreTrainedModel:
         """A student that nothing has been taught yet; at level gpu, the one of the hub."""
         if self.student_name is None:
-            return build_model("student", self.tokenizer, seed=seed)
+            return _on(self.device, build_model("student", self.tokenizer, seed=seed))
         model, tokenizer = load_model(self.student_name)
         check_same_tokenizer(self.tokenizer, tokenizer)
-        return model
+        return _on(self.device, model)
 
     def optimizers(self, student: PreTrainedModel, *, steps: int) -> tuple[Any, Any]:
         """For `Trainer(optimizers=…)`: Muon for a new student; for a trained one, its own AdamW."""
@@ -84,7 +89,12 @@ def open_pair(level: Level, *, conversations: int, held_out: int, seed: int = 0)
     level.require(**_needs(*names))
     teacher, tokenizer = load_model(names[0])
     train_rows, held_out_rows = _hub_rows(conversations, held_out)
-    return Pair(teacher, tokenizer, train_rows, held_out_rows, names[1])
+    teacher = _on(level.device, teacher)
+    return Pair(teacher, tokenizer, train_rows, held_out_rows, names[1], level.device)
+
+
+def _on(device: str, model: Any) -> Any:
+    return model.to(device)
 
 
 def open_real(level: Level, what: str = "student") -> tuple[str, PreTrainedModel]:

@@ -174,7 +174,7 @@ def _count(divide: str, said: Tensor, labels: Tensor) -> Any:
 
 
 _HOT = (False, False)
-_MODE = "trl#155 and trl#3000, where readers found that generate() leaves dropout on"
+_MODE = "trl#155, where it was agreed that eval() must stand before generate()"
 _HEAT = "trl PR#5731, where the sampling temperature went into the loss"
 _COUNT = "TRL 1.16, whose GKDTrainer counted the tokens of the unused reference"
 
