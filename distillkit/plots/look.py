@@ -43,6 +43,7 @@ ROLES = {
     "reverse_kl": Role("reverse KL", "#999933", "<"),
     "jensen_shannon": Role("Jensen-Shannon", "#44AA99", "p"),
     "total_variation": Role("total variation", "#661100", "d"),
+    "logits_mse": Role("MSE of the logits", "#770099", "$z$"),
     "on_policy": Role("on-policy", "#99DD33", "+"),
     "desk_words": Role("on the desk's words", "#4466CC", "3"),
     "own_words": Role("on the student's words", "#C05538", "4"),
