@@ -206,8 +206,8 @@ GRADIENT = Exercise(
             "half a step more",
             _half_a_step_more,
             "The values are right, but the gradient ends half a step late: at (Q + ½)s, where "
-            "codes begin to be clamped, as `torch.fake_quantize_per_tensor_affine` has it. Here it ends "
-            "at Qs: ask |w| <= Qs, and not the rounded code.",
+            "codes begin to be clamped, as `torch.fake_quantize_per_tensor_affine` has it. Here it "
+            "ends at Qs: ask |w| <= Qs, and not the rounded code.",
             "a reader, who asked whether the *code* is clamped",
         ),
         Mutant(

@@ -191,8 +191,8 @@ MEND_LINEAR = Exercise(
             "a high floor",
             _linear(floor=1e-2),
             "All three are mended, but your floor under the scale is too high: a quiet token, "
-            "whose scale is smaller than that, gets zeros for codes. It only has to keep a token of "
-            "zeros from dividing by 0: 1e-8.",
+            "whose scale is smaller than that, gets zeros for codes. It only has to keep a token "
+            "of zeros from dividing by 0: 1e-8.",
             "a reader, who wrote `clamp(min=1e-2)`",
         ),
         Mutant(

@@ -1,4 +1,4 @@
-"""The model of the exercise on recovery, and its recovery in slow loops: slopes by the chain rule."""
+"""The model of the exercise on recovery, and that in slow loops: slopes by the chain rule."""
 
 from __future__ import annotations
 
