@@ -84,11 +84,11 @@ def _recovery(
         counted = student.state_dict() if count == "twice" else dict(student.named_parameters())
         left = torch.cat([each.detach().flatten() for each in counted.values()]) != 0
         numbers = {
-            "zeros": (~left).sum(),
+            "zeros": int((~left).sum()),
             "all": left.numel(),
-            "masks": sum(m.sum() for m in masks),
+            "masks": int(sum(mask.sum() for mask in masks)),
         }
-        return [*losses, int(numbers.get(count, left.sum()))]
+        return [*losses, numbers.get(count, int(left.sum()))]
 
     return recover
 

@@ -19,7 +19,7 @@ SURE = 0.01
 
 
 def _feedback_cases(draw: Draw) -> list[Case]:
-    cases = []
+    cases: list[Case] = []
     for o, i, bits, size in ((6, 7, 3, 0.3), (5, 9, 4, 0.2), (8, 6, 2, 2.0)):
         weight, h, scales = _sure(draw, o, i, bits, size)
         if not cases:
