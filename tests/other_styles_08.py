@@ -79,7 +79,7 @@ def column_by_rows(weight, hessian, column, cut):
     inverse = torch.linalg.inv(hessian[column:, column:].double())
     rows = []
     for row, chosen in zip(weight.double(), cut.tolist(), strict=True):
-        moved = row[column:] - row[column] / inverse[0, 0] * inverse[0]
+        moved = row[column:] - row[column] * (inverse[0] / inverse[0, 0])  # 1 at its own place
         rows.append(torch.cat([row[:column], moved if chosen else row[column:]]))
     return torch.stack(rows)
 
@@ -89,7 +89,8 @@ def column_by_cholesky(weight, hessian, column, cut):
     whole = torch.cholesky_inverse(torch.linalg.cholesky(hessian.double()))
     factor = torch.linalg.cholesky(whole, upper=True)
     error = weight[:, column] * cut / factor[column, column]
-    return weight - torch.outer(error, factor[column]).to(weight.dtype)
+    result = weight - torch.outer(error, factor[column]).to(weight.dtype)
+    return result.index_fill(1, torch.tensor([column]), 0.0).where(cut[:, None], weight)
 
 
 # --- 8.4 ------------------------------------------------------------------------------------------

@@ -188,7 +188,8 @@ def straight_by_hand(weight, scale, bits):
 
 def straight_by_torch(weight, scale, bits):
     last = 2 ** (bits - 1) - 1
-    return torch.fake_quantize_per_tensor_affine(weight.float(), scale, 0, -last, last)
+    held = weight.float().clamp(-last * scale, last * scale)  # its own gradient ends later
+    return torch.fake_quantize_per_tensor_affine(held, scale, 0, -last, last)
 
 
 def straight_by_a_mask(weight, scale, bits):

@@ -268,3 +268,62 @@ def test_threads_may_check_at_once():
     for thread in threads:
         thread.join()
     assert states == ["done"] * 4 and forward_kl(torch.zeros(2), torch.zeros(2)) == 0.0
+
+
+# --- near misses ----------------------------------------------------------------------------------
+
+
+def keeps_by(gate_of):
+    """8.4 with another function on the gate."""
+
+    def cut(gate, up, down, inputs, keep):
+        hidden = gate_of(inputs @ gate.T) * (inputs @ up.T)
+        kept = (hidden.norm(dim=0) * down.norm(dim=0)).topk(keep).indices.sort().values
+        return gate[kept], up[kept], down[:, kept]
+
+    return cut
+
+
+def rounds_with_torch(weight, scale, bits):
+    last = 2 ** (bits - 1) - 1
+    return torch.fake_quantize_per_tensor_affine(weight.float(), scale, 0, -last, last)
+
+
+def cuts_but_for_a_crumb(weight, hessian, column, cut):
+    inverse = torch.linalg.inv(hessian[column:, column:])
+    result = weight.clone()
+    result[:, column:] -= torch.outer(weight[:, column] / inverse[0, 0] * cut, inverse[0])
+    result[cut, column] = 1e-7
+    return result
+
+
+NEAR = {
+    "Mish": ("8.4", keeps_by(F.mish)),
+    "GELU by tanh": ("8.4", keeps_by(lambda x: F.gelu(x, approximate="tanh"))),
+    "ReLU": ("8.4", keeps_by(F.relu)),
+    "torch's fake quantization": ("9.6", rounds_with_torch),
+    "a crumb": ("8.3", cuts_but_for_a_crumb),
+}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("name", NEAR)
+def test_what_is_nearly_right_is_refused_whatever_the_seed(name, seed):
+    number, answer = NEAR[name]
+    assert judge(EXERCISES[number], answer, seed=seed).state == "not yet"
+
+
+def test_two_decimals_are_near_enough_and_another_scale_is_not():
+    for number, right in (
+        ("8.6", [4, 10, 2.12, 2]),
+        ("8.6", [4, 10, 2.13, 2]),
+        ("9.8", [8.03, 4.12, 4.5, 5, 10.25]),
+        ("9.8", [8.03, 4.13, 4.5, 5, 10.25]),
+    ):
+        assert judge(EXERCISES[number], right).state == "done"
+    for first in (8, 8.02, 8.015625):
+        assert judge(EXERCISES["9.8"], [first, 4.125, 4.5, 5, 10.25]).mistake
+
+
+def test_the_silu_of_the_near_misses_is_right():
+    assert judge(EXERCISES["8.4"], keeps_by(F.silu)).state == "done"

@@ -789,6 +789,34 @@ def test_what_is_shown_of_a_large_tensor_has_a_difference_in_it():
     )
 
 
+PARTS = Exercise(
+    *("9.3", "Parts", "write", 1, 1, ("a", "b")),
+    oracle=lambda x: (x, [[2 * v for v in row] for row in x], "end"),
+    mutants=(),
+    cases=lambda draw: [Case("x", (torch.ones(2, 3),))],
+)
+
+
+def test_of_a_result_in_parts_the_first_that_differs_is_named_and_shown():
+    assert judge(PARTS, lambda x: (x, 2 * x, "end")).state == "done"
+    verdict = judge(PARTS, lambda x: (x, 3 * x, "end"))
+    assert "Compare yours with the target below" in verdict.sentences[0]
+    assert "With x, in part 2 of 3:" in str(verdict) and str(verdict).count("3✗") == 6
+    assert "in part 2 of 3" in verdict._repr_html_()
+    [told] = judge(PARTS, lambda x: (x, x.T, "end")).sentences
+    assert told == "With x, in part 2 of 3, your result has shape (3, 2); expected (2, 3)."
+    [told] = judge(PARTS, lambda x: (x * torch.nan, x.T, "end")).sentences
+    assert "in part 1 of 3" in told and "NaN" in told
+
+
+def test_a_part_that_is_no_tensor_has_no_picture():
+    verdict = judge(PARTS, lambda x: (x, 2 * x, "stop"))
+    assert verdict.beside is None and "Try a small case by hand" in verdict.sentences[0]
+    verdict = judge(PARTS, lambda x: (x, "stop", "end"))
+    assert verdict.beside is None and verdict.state == "not yet"
+    assert "has 2 parts; expected 3" in str(judge(PARTS, lambda x: (x, 2 * x)))
+
+
 def test_a_mistake_of_readers_gets_no_line_about_where_it_was_seen():
     wrong = {mutant.name: mutant for mutant in exercise("7.4").mutants}
     assert "good company" not in str(judge(exercise("7.4"), wrong["one reply a prompt"].answer))

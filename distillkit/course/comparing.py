@@ -87,6 +87,19 @@ def differs(yours: Tensor, target: Tensor, tolerance: float) -> Tensor:
     return ~near
 
 
+def first_difference(
+    yours: Normal | None, target: Normal, tolerance: float
+) -> tuple[int, Normal, Normal] | None:
+    """The first part of a tuple that differs, counted from 1, with its target.
+
+    None where one of the two is no tuple, or where they have not as many parts.
+    """
+    if not isinstance(yours, tuple) or not isinstance(target, tuple) or len(yours) != len(target):
+        return None
+    pairs = enumerate(zip(yours, target, strict=True), start=1)
+    return next(((n, a, b) for n, (a, b) in pairs if not same(a, b, tolerance)), None)
+
+
 def same(yours: Normal, target: Normal, tolerance: float) -> bool:
     """Whether two results in normal form agree."""
     if isinstance(yours, Tensor) and isinstance(target, Tensor):

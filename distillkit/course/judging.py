@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from distillkit.course.bench import Bench, as_function, comparable
-from distillkit.course.comparing import Incomparable, Normal, differs, is_complex, normal
+from distillkit.course.comparing import Normal, differs, first_difference, is_complex
+from distillkit.course.describing import described, kind, members
 from distillkit.course.exercises.definition import Exercise, Property
 from distillkit.course.observing import Outcome, lines_of, message_of, takes
 from distillkit.course.predictions import spelled, unfit
@@ -142,7 +143,7 @@ def _wrong(bench: Bench, place: int) -> Verdict:
     sentences = [_problem(bench, place), _changed(bench)]
     verdict = Verdict(bench.exercise, "not yet", [each for each in sentences if each])
     if not verdict.sentences:
-        verdict.sentences.append(_unknown(bench))
+        verdict.sentences.append(_unknown(bench, beside))
     verdict.beside = beside
     return verdict
 
@@ -187,10 +188,9 @@ def _because(bench: Bench) -> str:
     return _said(key, exercise, cases=cases, properties=count)
 
 
-def _unknown(bench: Bench) -> str:
+def _unknown(bench: Bench, beside: Beside | None) -> str:
     if bench.exercise.kind != "predict":
-        shown = isinstance(bench.targets[0], Tensor)  # lists of two lengths have no picture
-        return _said("closer" if shown else "not shown", bench.exercise)
+        return _said("closer" if beside else "not shown", bench.exercise)
     [goal] = bench.targets
     if isinstance(goal, Tensor):
         key = "wrong numbers" if goal.dim() else "wrong number"
@@ -219,14 +219,15 @@ def _problem(bench: Bench, place: int) -> str:
     if found is None and is_complex(outcome.value):
         return _said("complex", exercise)
     if found is None or type(found) is not type(goal):
-        return _said("type", exercise, found=_kind(outcome.value), expected=_described(goal))
+        return _said("type", exercise, found=kind(outcome.value), expected=described(goal))
     if isinstance(found, tuple) and len(found) != len(goal):
         return _said("length", exercise, case=case, found=len(found), expected=len(goal))
+    case, found, goal = _part(bench, place)
     if not isinstance(found, Tensor) or not isinstance(goal, Tensor):
         return ""
     if found.shape != goal.shape:
         shapes = {"found": tuple(found.shape), "expected": tuple(goal.shape)}
-        return " ".join([_said("shape", exercise, case=case, **shapes), *_members(found, goal)])
+        return " ".join([_said("shape", exercise, case=case, **shapes), *members(found, goal)])
     if (goal.isfinite() & ~found.isfinite()).any():
         return _said("nan", exercise, case=case)
     dtype = getattr(outcome.value, "dtype", None)
@@ -234,21 +235,16 @@ def _problem(bench: Bench, place: int) -> str:
     return _said("half", exercise, dtype=dtype) if half else ""
 
 
-def _members(found: Tensor, goal: Tensor) -> list[str]:
-    """Which whole numbers are missing and which are too many, where the goal is a list of such."""
-    rows = [each.tolist() for each in (found, goal)]
-    if found.dim() != 1 or goal.dim() != 1 or any(x % 1 for row in rows for x in row):
-        return []
-    yours, target = map(set, rows)
-    if len(target) < len(rows[1]):
-        return []  # not a set: how often each comes is what counts
-    several = {"missing": target - yours, "extra": yours - target}
-    text = {key: ", ".join(f"{x:.0f}" for x in sorted(each)) for key, each in several.items()}
-    return [
-        SAID[key].format(**text)
-        for key, part in (("missing", "missing"), ("too many", "extra"))
-        if text[part]
-    ]
+def _part(bench: Bench, place: int) -> tuple[str, Normal | None, Normal]:
+    """The name of a case, its result and its target; of several parts, the first that differs."""
+    case, goal = bench.cases[place].name, bench.targets[place]
+    found = comparable(bench.outcomes[place].value)
+    different = first_difference(found, goal, bench.exercise.tolerance)
+    if different is None:
+        return case, found, goal
+    part, mine, its = different
+    count = len(goal) if isinstance(goal, tuple) else 1
+    return SAID["part"].format(case=case, part=part, count=count), mine, its
 
 
 def _raised(bench: Bench, error: Exception, case: str) -> str:
@@ -268,31 +264,12 @@ def _raised(bench: Bench, error: Exception, case: str) -> str:
 
 
 def _beside(bench: Bench, place: int) -> Beside | None:
-    goal, outcome = bench.targets[place], bench.outcomes[place]
-    yours = None if outcome.error else comparable(outcome.value)
-    if bench.exercise.kind == "predict":
-        return None  # the right answer would be given away
+    if bench.exercise.kind == "predict" or bench.outcomes[place].error:
+        return None  # where one predicts, the right answer would be given away
+    case, yours, goal = _part(bench, place)
     if not isinstance(goal, Tensor) or not isinstance(yours, Tensor) or goal.shape != yours.shape:
         return None
-    return Beside(
-        bench.cases[place].name, yours, goal, differs(yours, goal, bench.exercise.tolerance)
-    )
-
-
-def _kind(value: Any) -> str:
-    """The type of a result, or of the part of it with which nothing can be compared."""
-    try:
-        normal(value)
-    except Incomparable as problem:
-        return str(problem)
-    return "tuple" if isinstance(value, tuple) else type(value).__name__  # and not "max"
-
-
-def _described(goal: Normal) -> str:
-    if isinstance(goal, Tensor):
-        key = ("a number", "some numbers", "a tensor")[min(goal.dim(), 2)]
-        return SAID[key].format(shape=tuple(goal.shape), count=goal.numel())
-    return SAID["a text"] if isinstance(goal, str) else SAID["a tuple"].format(count=len(goal))
+    return Beside(case, yours, goal, differs(yours, goal, bench.exercise.tolerance))
 
 
 def _is_stub(function: Callable[..., Any], first: Outcome) -> bool:

@@ -59,6 +59,7 @@ SAID = {
     "missing": "Missing: {missing}.",
     "too many": "Too many: {extra}.",
     "length": "With {case}, your result has {found} parts; expected {expected}.",
+    "part": "{case}, in part {part} of {count}",
     "nan": "With {case}, your result has NaN or infinite values where the target is finite.",
     "half": "Your result is in {dtype}, which keeps three digits at most. Compute in float32.",
     "changed": "Your function changes its argument `{name}` in place; whoever called it still "

@@ -36,7 +36,8 @@ def _arguments(draw: Draw, b: int, s: int, o: int, i: int, sparsity: float) -> A
 
 def _wanda_cases(draw: Draw) -> list[Case]:
     cases = []
-    for b, s, o, i, sparsity in ((3, 5, 6, 16, 0.5), (2, 7, 8, 12, 0.25), (4, 4, 4, 8, 0.75)):
+    shapes = ((3, 5, 6, 16, 0.5), (2, 7, 8, 12, 0.25), (4, 4, 4, 8, 0.75), (2, 5, 6, 10, 0.9))
+    for b, s, o, i, sparsity in shapes:  # (1 - 0.9) * 10 is a crumb less than 1
         name = f"O={o}, I={i}, B={b}, S={s}, sparsity {sparsity}"
         cases.append(Case(name, _arguments(draw, b, s, o, i, sparsity)))
     weight, *others = _arguments(draw, 3, 6, 8, 16, 0.625)
@@ -67,7 +68,9 @@ def _wanda_oracle(
 def _scores(
     *, size: str = "norm", padded: bool = False, signed: bool = False, alone: str = ""
 ) -> Function:
-    """The score with one part replaced. size: of a feature; alone: "weight" or "input"."""
+    """The score with one part replaced. size: of a feature, "lines" for norms of each sequence,
+    summed; alone: "weight" or "input".
+    """
 
     def scores(weight: Tensor, inputs: Tensor, mask: Tensor) -> Tensor:
         tokens = inputs.flatten(0, 1) if padded else inputs[mask.bool()]
@@ -76,6 +79,7 @@ def _scores(
             "square": tokens.square().sum(0),
             "mean": tokens.abs().mean(0),
             "largest": tokens.abs().amax(0),
+            "lines": (inputs * mask[..., None]).norm(dim=1).sum(0),
         }[size]
         found = torch.ones_like(found) if alone == "weight" else found
         magnitude = torch.ones_like(weight) if alone == "input" else weight.abs()
@@ -91,9 +95,10 @@ def _masked(
     smallest: bool = False,
     exchanged: bool = False,
     threshold: bool = False,
+    whole: Function = round,
 ) -> Function:
     """The mask of scores. over: what is compared. exchanged: so many are kept. threshold: cuts
-    whatever is not above the k-th score.
+    whatever is not above the k-th score. whole: makes a whole number of how many.
     """
 
     def mask(weight: Tensor, inputs: Tensor, real: Tensor, sparsity: float) -> Tensor:
@@ -107,7 +112,7 @@ def _masked(
             flat = found.flatten()
             return highest(flat, round(share * len(flat))).view_as(found)
         axis = -1 if over == "row" else 0
-        return highest(found, round(share * found.shape[axis]), axis)
+        return highest(found, whole(share * found.shape[axis]), axis)
 
     return mask
 
@@ -203,6 +208,13 @@ WANDA = Exercise(
             "a reader",
         ),
         Mutant(
+            "norms of sequences",
+            _masked(_scores(size="lines")),
+            "You take the norm over each sequence and sum these norms. It is one norm, over the "
+            "real tokens of all sequences together.",
+            "a reader, who wrote `norm(dim=1).sum(0)`",
+        ),
+        Mutant(
             "signed",
             _masked(_scores(signed=True)),
             "You compare the weights with their signs, so negative ones go first, however large. "
@@ -227,6 +239,20 @@ WANDA = Exercise(
             "You keep the share that should be cut. Sparsity is the share of zeros; at 0.5 nobody "
             "notices.",
             "a reader",
+        ),
+        Mutant(
+            "a crumb too few",
+            _masked(whole=int),
+            "Right, unless `(1 - sparsity) * I` is a crumb below a whole number: (1 - 0.9) * 10 is "
+            "0.9999999999999998, and `int()` makes 0 of it. `round()` makes 1.",
+            "a reader, who wrote `int((1 - sparsity) * I)`",
+        ),
+        Mutant(
+            "weights for a mask",
+            lambda weight, *others: weight * _masked()(weight, *others),
+            "You cut the weights, and rightly. Asked for is the mask alone: True where a weight "
+            "stays.",
+            "a reader, who returned `W * mask`",
         ),
         Mutant(
             "a threshold",

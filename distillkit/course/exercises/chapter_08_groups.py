@@ -111,6 +111,20 @@ TWO_OF_FOUR = Exercise(
     ),
     mutants=(
         Mutant(
+            "always 2:4",
+            lambda weight, n, m: _grouped()(weight, 2, 4),
+            "Your groups are 2:4, whatever is asked for. Take `n` and `m` from the arguments: other "
+            "pairs are tried, too.",
+            "a reader, who wrote 2 and 4",
+        ),
+        Mutant(
+            "weights for a mask",
+            lambda weight, n, m: weight * _grouped()(weight, n, m),
+            "You cut the weights, and rightly. Asked for is the mask alone: True where a weight "
+            "stays.",
+            "a reader, who returned `W * mask`",
+        ),
+        Mutant(
             "along the outputs",
             _grouped(along="outputs"),
             "Your groups go down the columns. The hardware multiplies a row of W with the input, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from distillkit.course.exercises.definition import Case, Exercise, Mutant
@@ -45,13 +46,13 @@ def _kept(
     *,
     grouping: str = "together",
     o: str = "columns",
-    shared: bool = True,
+    shared: str = "both",
     dropped: bool = False,
 ) -> Function:
     """The four matrices cut, with one part replaced.
 
-    grouping: which heads share keys; o: what of the output matrix goes; shared: keys and values
-    are cut. dropped: the others stay.
+    grouping: which heads share keys; o: what of the output matrix goes; shared: what is
+    cut of keys and values, "exchanged" for both in the other's place. dropped: the others stay.
     """
 
     def keep(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: int, kept: list[int]) -> Four:
@@ -62,12 +63,17 @@ def _kept(
             "together": [h for h in range(heads) if h // (heads // groups) in stay],
             "in turn": [h for h in range(heads) if h % groups in stay],
             "alone": list(stay),
+            "heads": [h for h in range(heads) if h // groups in stay],
+            "leaders": [g * (heads // groups) for g in stay],
             "first": list(range(len(stay) * heads // groups)),
         }[grouping]
         p = _numbers(asking, d)
-        n = _numbers(stay, d) if shared else list(range(len(k)))
+        n = _numbers(stay, d)
+        k, v = (v, k) if shared == "exchanged" else (k, v)
+        keys = k if shared == "none" else k[n]
+        values = v if shared in ("none", "keys") else v[n]
         cut = {"columns": out[:, p], "rows": out[p], "whole": out}[o]
-        return q[p], k[n], v[n], cut
+        return q[p], keys, values, cut
 
     return keep
 
@@ -75,6 +81,13 @@ def _kept(
 def _numbers(heads: list[int], d: int) -> list[int]:
     """The rows of these heads, d for each."""
     return [head * d + i for head in heads for i in range(d)]
+
+
+def _zeroed(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: int, kept: list[int]) -> Four:
+    stay = torch.zeros(groups, dtype=q.dtype)
+    stay[kept] = 1.0
+    asking, asked = (stay.repeat_interleave(len(each) // groups) for each in (q, k))
+    return q * asking[:, None], k * asked[:, None], v * asked[:, None], out * asking
 
 
 def _in_turn(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: int, kept: list[int]) -> Four:
@@ -107,6 +120,38 @@ HEADS = Exercise(
             "a reader, who wrote `h % kv_heads`",
         ),
         Mutant(
+            "over the number of groups",
+            _kept(grouping="heads"),
+            "You divide the number of a head by `kv_heads`. Divide it by how many heads share a "
+            "key: head h asks key h // (heads / kv_heads).",
+            "a reader, who wrote `h // kv_heads`",
+        ),
+        Mutant(
+            "the first of each group",
+            _kept(grouping="leaders"),
+            "Of each group you keep the first head alone. All heads that ask a key stay with it.",
+            "a reader",
+        ),
+        Mutant(
+            "zeros for what goes",
+            _zeroed,
+            "The right heads are set to 0, and still there. Asked for are smaller matrices.",
+            "a reader, who multiplied by a mask",
+        ),
+        Mutant(
+            "values whole",
+            _kept(shared="keys"),
+            "Queries, keys and output are right, but the values are whole: a kv head is a key "
+            "*and* a value.",
+            "a reader",
+        ),
+        Mutant(
+            "keys and values exchanged",
+            _kept(shared="exchanged"),
+            "The right rows, but keys and values come back in each other's place.",
+            "a reader",
+        ),
+        Mutant(
             "one head a key",
             _kept(grouping="alone"),
             "You kept as many heads as keys. Each key is asked by several heads, and all of them "
@@ -135,7 +180,7 @@ HEADS = Exercise(
         ),
         Mutant(
             "keys whole",
-            _kept(shared=False),
+            _kept(shared="none"),
             "You cut the heads and left keys and values whole. Nobody asks those any more, and "
             "each group that is left asks the wrong ones.",
             "onnxsim PR#803, which takes whole groups out for that reason",

@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from distillkit.course.exercises import loops
 from distillkit.course.exercises.broken import chapter_08 as broken
 from distillkit.course.exercises.definition import Case, Exercise, Mutant
 from distillkit.course.exercises.drawing import Draw
 from distillkit.course.exercises.losses_by_hand import Function
+from distillkit.course.exercises.recovery import (
+    MOMENTUM,
+    Build,
+    Masks,
+    Tied,
+    recovered_in_loops,
+)
 
 # 8.7 · mend it ------------------------------------------------------------------------------------
-
-Build = Callable[[], "Tied"]
-Masks = tuple[Tensor, Tensor]
-MOMENTUM = 0.9
-
-
-class Tied(nn.Module):
-    """The smallest model whose head is its table: a mean of embeddings, a matrix, the table again.
-
-    `embed`, `middle` and `head` are its layers; `head.weight` *is* `embed.weight`.
-    """
-
-    def __init__(self, table: Tensor, middle: Tensor) -> None:
-        super().__init__()
-        self.embed = nn.Embedding.from_pretrained(table.clone(), freeze=False)
-        self.middle = nn.Linear(len(middle), len(middle), bias=False)
-        self.middle.weight = nn.Parameter(middle.clone())
-        self.head = nn.Linear(len(middle), len(table), bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """(B, S) ids -> (B, V) logits."""
-        logits: Tensor = self.head(self.middle(self.embed(input_ids).mean(1)))
-        return logits
 
 
 def _builder(table: Tensor, middle: Tensor) -> Build:
@@ -47,12 +26,18 @@ def _builder(table: Tensor, middle: Tensor) -> Build:
 
 
 def _recover_cases(draw: Draw) -> list[Case]:
+    """The last feature is dead from the beginning: 0, without a slope, and not all of it masked.
+
+    So neither the ones of the masks nor the number of all weights is that of the weights left.
+    """
     cases = []
-    for n, b, s, v, d, alpha in ((3, 3, 4, 7, 4, 0.5), (4, 2, 5, 6, 5, 0.8), (3, 4, 3, 9, 3, 0.3)):
-        build = _builder(draw.logits(v, d, scale=0.8), draw.logits(d, d, scale=0.8))
+    for n, b, s, v, d, alpha in ((3, 3, 4, 7, 4, 0.5), (4, 2, 5, 6, 5, 0.8), (3, 4, 3, 9, 4, 0.3)):
+        table, middle = draw.logits(v, d, scale=0.8), draw.logits(d, d, scale=0.8)
+        table[:, -1], middle[:, -1], middle[-1] = 0.0, 0.0, 0.0
+        build = _builder(table, middle)
         masks = [draw.logits(*shape) > 0.3 for shape in ((v, d), (d, d))]
         for mask in masks:
-            mask[0, 0], mask[-1, -1], mask[0, 1] = True, False, False
+            mask[0, 0], mask[-1, -1], mask[0, 1], mask[0, -1] = True, False, False, True
         masks[1][1:, 0] = False  # more of the middle than of the table is cut
         ids = draw.integers(n, b, s, below=v)
         labels = draw.integers(n, b, below=v)
@@ -62,87 +47,15 @@ def _recover_cases(draw: Draw) -> list[Case]:
     return cases
 
 
-def _recover_oracle(
-    build: Build,
-    masks: Masks,
-    ids_NBS: list[list[list[int]]],
-    labels_NB: list[list[int]],
-    alpha: float,
-    rate: float,
-) -> list[float]:
-    model = build()
-    stay = [mask.tolist() for mask in masks]
-    whole = [model.embed.weight.tolist(), model.middle.weight.tolist()]
-    cut = [_times(matrix, mask) for matrix, mask in zip(whole, stay, strict=True)]
-    speed = [[[0.0] * len(row) for row in matrix] for matrix in cut]
-    losses = []
-    for ids_BS, labels_B in zip(ids_NBS, labels_NB, strict=True):
-        loss, slopes = _loss_and_slopes(cut, whole, ids_BS, labels_B, alpha)
-        losses.append(loss)
-        for matrix, mask, slope, moving in zip(cut, stay, slopes, speed, strict=True):
-            for i, row in enumerate(matrix):
-                for j in range(len(row)):
-                    moving[i][j] = MOMENTUM * moving[i][j] + slope[i][j]
-                    row[j] = (row[j] - rate * moving[i][j]) * mask[i][j]
-    weights = [w for matrix in cut for row in matrix for w in row]
-    return [*losses, sum(w != 0 for w in weights)]
-
-
-def _loss_and_slopes(
-    cut: list[list[list[float]]],
-    whole: list[list[list[float]]],
-    ids_BS: list[list[int]],
-    labels_B: list[int],
-    alpha: float,
-) -> tuple[float, list[list[list[float]]]]:
-    """The loss of a batch, and its slopes in the table and in the middle, by the chain rule."""
-    table, middle = cut
-    slopes = [[[0.0] * len(row) for row in matrix] for matrix in cut]
-    width, count = range(len(middle)), len(labels_B)
-    loss = 0.0
-    for ids, label in zip(ids_BS, labels_B, strict=True):
-        x, h, z = _forward(table, middle, ids)
-        log_q, log_p = loops.log_softmax(z), loops.log_softmax(_forward(whole[0], whole[1], ids)[2])
-        loss += (alpha * loops.kl(log_p, log_q) - (1 - alpha) * log_q[label]) / count
-        q, p = loops.softmax(z), [math.exp(log) for log in log_p]
-        dz = [
-            (alpha * (q[v] - p[v]) + (1 - alpha) * (q[v] - (v == label))) / count
-            for v in range(len(z))
-        ]
-        dh = [sum(dz[v] * table[v][i] for v in range(len(z))) for i in width]
-        for v in range(len(z)):
-            for i in width:
-                slopes[0][v][i] += dz[v] * h[i]
-        for i in width:
-            for j in width:
-                slopes[1][i][j] += dh[i] * x[j]
-                for token in ids:
-                    slopes[0][token][j] += middle[i][j] * dh[i] / len(ids)
-    return loss, slopes
-
-
-def _forward(
-    table: list[list[float]], middle: list[list[float]], ids: list[int]
-) -> tuple[list[float], list[float], list[float]]:
-    """The mean of the embeddings, what the middle makes of it, and the logits."""
-    x = [sum(table[token][j] for token in ids) / len(ids) for j in range(len(middle))]
-    h = [sum(a * b for a, b in zip(row, x, strict=True)) for row in middle]
-    return x, h, [sum(a * b for a, b in zip(row, h, strict=True)) for row in table]
-
-
-def _times(matrix: list[list[float]], mask: list[list[float]]) -> list[list[float]]:
-    pairs = zip(matrix, mask, strict=True)
-    return [[w * m for w, m in zip(row, line, strict=True)] for row, line in pairs]
-
-
 def _recovery(
-    *, teacher: str = "whole", again: str = "after", count: str = "once", only: int = 2
+    *, teacher: str = "whole", again: str = "after", count: str = "once", only: str = "both"
 ) -> Function:
     """The recovery mended in part.
 
     teacher: "whole", the "same" object, or a copy "cut" with the student. again: when the masks
-    come back: after the step, before the forward pass, or "never". count: tied weights "once" or
-    "twice", or the "zeros". only: so many masks come back.
+    come back: after the step, before the forward pass, "between" slopes and step, at the "end", or
+    "never". count: tied weights "once" or "twice", the "zeros", "all" weights, or the "masks".
+    only: the mask that comes back, "both", "table" or "middle".
     """
 
     def recover(
@@ -151,6 +64,7 @@ def _recovery(
         student = build()
         other = student if teacher == "same" else build()
         pairs = list(zip(_matrices(student), masks, strict=True))
+        some = {"both": pairs, "table": pairs[:1], "middle": pairs[1:]}[only]
         _apply(pairs)
         _apply(list(zip(_matrices(other), masks, strict=True)) if teacher == "cut" else [])
         optimizer = torch.optim.SGD(student.parameters(), lr=rate, momentum=MOMENTUM)
@@ -162,12 +76,19 @@ def _recovery(
             loss = alpha * soft + (1 - alpha) * F.nll_loss(log_q, wanted)
             optimizer.zero_grad()
             loss.backward()
+            _apply(pairs if again == "between" else [])
             optimizer.step()
-            _apply(pairs[:only] if again == "after" else [])
+            _apply(some if again == "after" else [])
             losses.append(loss.item())
+        _apply(pairs if again == "end" else [])
         counted = student.state_dict() if count == "twice" else dict(student.named_parameters())
         left = torch.cat([each.detach().flatten() for each in counted.values()]) != 0
-        return [*losses, int((~left if count == "zeros" else left).sum())]
+        numbers = {
+            "zeros": int((~left).sum()),
+            "all": left.numel(),
+            "masks": int(sum(mask.sum() for mask in masks)),
+        }
+        return [*losses, numbers.get(count, int(left.sum()))]
 
     return recover
 
@@ -202,7 +123,7 @@ MEND_RECOVERY = Exercise(
         " and `student.parameters()`, which has each weight once.",
     ),
     cases=_recover_cases,
-    oracle=_recover_oracle,
+    oracle=recovered_in_loops,
     given=broken.recover,
     mutants=(
         Mutant(
@@ -263,10 +184,46 @@ MEND_RECOVERY = Exercise(
         ),
         Mutant(
             "the table alone",
-            _recovery(only=1),
+            _recovery(only="table"),
             "You put the table's mask on again and forgot that of the middle: its zeros are gone "
             "after a step.",
             "a reader",
+        ),
+        Mutant(
+            "the middle alone",
+            _recovery(only="middle"),
+            "You put the middle's mask on again and forgot that of the table: its zeros are gone "
+            "after a step.",
+            "a reader",
+        ),
+        Mutant(
+            "masks at the end alone",
+            _recovery(again="end"),
+            "Your model ends with its zeros, but in between they were trained: from the second "
+            "step on, the losses are those of a model that is not cut. Masks come back after "
+            "*each* step.",
+            "a reader, who put the line below the loop",
+        ),
+        Mutant(
+            "masks between slopes and step",
+            _recovery(again="between"),
+            "Your masks come back before `optimizer.step()`, which then moves the zeros away "
+            "again. They come after it.",
+            "a reader, who put the line above the step",
+        ),
+        Mutant(
+            "all weights counted",
+            _recovery(count="all"),
+            "All is mended, and your last number counts every weight, also those that are 0. Asked "
+            "for are those that are *not* 0.",
+            "a reader, who wrote `p.numel()`",
+        ),
+        Mutant(
+            "masks counted",
+            _recovery(count="masks"),
+            "You count the ones of the masks. A weight can be 0 where its mask is 1, and a mask "
+            "does not say what training made of the rest: count the weights of the model itself.",
+            "a reader, who wrote `sum(m.sum() for m in masks)`",
         ),
         Mutant(
             "zeros counted",

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distillkit.course.exercises.definition import Case, Exercise, Mutant
 from distillkit.course.exercises.drawing import Draw
 from distillkit.course.exercises.losses_by_hand import Function
-from distillkit.course.exercises.ranking import ranked
+from distillkit.course.exercises.neurons import SHAPES, layers, of_weights, score
 
 # 8.4 · fewer neurons ------------------------------------------------------------------------------
 
@@ -20,33 +19,10 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 def _neuron_cases(draw: Draw) -> list[Case]:
     cases = []
-    for t, d, f, keep in ((9, 12, 8, 3), (7, 6, 10, 4), (11, 5, 9, 4)):
-        matrices = _layer(draw, t, d, f)
-        while not _telling(matrices, keep):
-            matrices = _layer(draw, t, d, f)
+    for matrices, (t, d, f, keep) in zip(layers(draw), SHAPES, strict=True):
         name = f"F={f}, D={d}, T={t}, {keep} neurons stay"
         cases.append(Case(name, (*(each.to(draw.dtype) for each in matrices), keep)))
     return cases
-
-
-def _layer(draw: Draw, t: int, d: int, f: int) -> list[Tensor]:
-    """Gate, up, down and inputs, in float64; no two neurons' scores are near each other."""
-    gate, up = (draw.logits(f, d, scale=0.8, dtype=torch.float64) for _ in range(2))
-    up = up * 2.0 ** draw.logits(f, 1, scale=1.0, dtype=torch.float64)
-    inputs = draw.logits(t, d, scale=0.8, dtype=torch.float64)
-    inputs[0] *= 3.0  # one loud token: a norm is no mean
-    down = F.normalize(draw.logits(d, f, dtype=torch.float64), dim=0)
-    hidden = F.silu(inputs @ gate.T) * (inputs @ up.T)
-    return [gate, up, down * ranked(draw, 1, f) / hidden.norm(dim=0), inputs]
-
-
-def _telling(matrices: list[Tensor], keep: int) -> bool:
-    """Whether every score, right or wrong, chooses other neurons."""
-    parts = ("both", "hidden", "down")
-    scores = [_of_weights, _score(gated="none"), _score(gated="up"), _score(size="mean")]
-    scores += [_score(part=part) for part in parts]
-    kept = {tuple(score(*matrices).topk(keep).indices.sort().values.tolist()) for score in scores}
-    return len(kept) == len(scores)
 
 
 def _neuron_oracle(
@@ -74,30 +50,21 @@ def _dot(a: list[float], b: list[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True))
 
 
-def _score(part: str = "both", gated: str = "gate", size: str = "norm") -> Function:
-    """The neurons' scores. part: the hidden values, the columns, or both. gated: what is put
-    through SiLU; size: how large the values of a neuron are.
+def _cut(
+    by: Function = score(),  # noqa: B008
+    *,
+    order: str = "old",
+    sign: int = 1,
+    gone: bool = False,
+) -> Function:
+    """The layer cut by a score. order: of the neurons that stay; sign: -1 keeps the smallest.
+
+    gone: `keep` of them are cut.
     """
 
-    def score(gate: Tensor, up: Tensor, down: Tensor, inputs: Tensor) -> Tensor:
-        g, u = inputs @ gate.T, inputs @ up.T
-        hidden = {"gate": F.silu(g) * u, "up": g * F.silu(u), "none": g * u}[gated]
-        values = {"norm": hidden.norm(dim=0), "mean": hidden.mean(0).abs()}[size]
-        columns = down.norm(dim=0)
-        return {"both": values * columns, "hidden": values, "down": columns}[part]
-
-    return score
-
-
-def _of_weights(gate: Tensor, up: Tensor, down: Tensor, inputs: Tensor) -> Tensor:
-    return gate.norm(dim=1) * up.norm(dim=1) * down.norm(dim=0)
-
-
-def _cut(score: Function = _score(), *, order: str = "old", sign: int = 1) -> Function:  # noqa: B008
-    """The layer cut by a score. order: of the neurons that stay; sign: -1 keeps the smallest."""
-
     def cut(gate: Tensor, up: Tensor, down: Tensor, inputs: Tensor, keep: int) -> Triple:
-        best = (sign * score(gate, up, down, inputs)).topk(keep).indices
+        keep = len(gate) - keep if gone else keep
+        best = (sign * by(gate, up, down, inputs)).topk(keep).indices
         kept = best if order == "score" else best.sort().values
         mixed = best if order == "mixed" else kept
         return gate[kept], up[kept], down[:, mixed]
@@ -106,12 +73,28 @@ def _cut(score: Function = _score(), *, order: str = "old", sign: int = 1) -> Fu
 
 
 def _rows_of_down(gate: Tensor, up: Tensor, down: Tensor, inputs: Tensor, keep: int) -> Triple:
-    kept = _score()(gate, up, down, inputs).topk(keep).indices.sort().values
+    kept = score()(gate, up, down, inputs).topk(keep).indices.sort().values
     return gate[kept], up[kept], down[kept]
 
 
 def _down_alone(gate: Tensor, up: Tensor, down: Tensor, inputs: Tensor, keep: int) -> Triple:
     return gate, up, _cut()(gate, up, down, inputs, keep)[2]
+
+
+def _zeroed(gate: Tensor, up: Tensor, down: Tensor, inputs: Tensor, keep: int) -> Triple:
+    stay = torch.zeros(len(gate), dtype=gate.dtype)
+    stay[score()(gate, up, down, inputs).topk(keep).indices] = 1.0
+    return gate * stay[:, None], up * stay[:, None], down * stay
+
+
+def _neurons_as_rows(gate: Tensor, up: Tensor, down: Tensor, inputs: Tensor, keep: int) -> Triple:
+    one, two, three = _cut()(gate, up, down, inputs, keep)
+    return one, two, three.T
+
+
+def _exchanged(gate: Tensor, up: Tensor, down: Tensor, inputs: Tensor, keep: int) -> Triple:
+    one, two, three = _cut()(gate, up, down, inputs, keep)
+    return two, one, three
 
 
 def _each_its_own(gate: Tensor, up: Tensor, down: Tensor, inputs: Tensor, keep: int) -> Triple:
@@ -158,6 +141,32 @@ NEURONS = Exercise(
             "a reader",
         ),
         Mutant(
+            "zeros for what goes",
+            _zeroed,
+            "The right neurons, set to 0. They are still there, and cost what they did: asked for "
+            "are smaller matrices, without those rows and columns.",
+            "a reader, who multiplied by a mask",
+        ),
+        Mutant(
+            "as many cut",
+            _cut(gone=True),
+            "You cut `keep` neurons away. So many *stay*.",
+            "a reader",
+        ),
+        Mutant(
+            "down as rows",
+            _neurons_as_rows,
+            "The right neurons, but your third matrix is (keep, D). Turn it back: down is (D, F), "
+            "and becomes (D, keep).",
+            "a reader, who indexed `down.T`",
+        ),
+        Mutant(
+            "gate and up exchanged",
+            _exchanged,
+            "The right neurons, but gate and up come back in each other's place.",
+            "a reader",
+        ),
+        Mutant(
             "by score",
             _cut(order="score"),
             "The right neurons, in the order of their scores. The layer computes the same, but "
@@ -179,42 +188,70 @@ NEURONS = Exercise(
         ),
         Mutant(
             "weights alone",
-            _cut(_of_weights),
+            _cut(of_weights),
             "Your score asks the weights alone. Which neurons speak is seen on inputs: use the "
             "norm of what each one says.",
             "a reader",
         ),
         Mutant(
             "hidden alone",
-            _cut(_score(part="hidden")),
+            _cut(score(part="hidden")),
             "You ask how loud a neuron is, and not who hears it: multiply by the norm of its "
             "column in down.",
             "a reader",
         ),
         Mutant(
             "down alone scored",
-            _cut(_score(part="down")),
+            _cut(score(part="down")),
             "Your score is the norm of down's columns. A neuron with a strong column that never "
             "fires does nothing: multiply by the norm of what it says.",
             "a reader",
         ),
         Mutant(
             "no SiLU",
-            _cut(_score(gated="none")),
+            _cut(score(gated="none")),
             "You left the SiLU out: the gate closes on negative values, and your score does not "
             "see that.",
             "a reader",
         ),
         Mutant(
+            "GELU",
+            _cut(score(gated="gelu")),
+            "Your gate closes harder than SiLU, as GELU and ReLU do: at -3, SiLU still gives "
+            "-0.14, and here a neuron speaks with that. SiLU is g · sigmoid(g): `F.silu`.",
+            "a reader, who came from a model with GELU",
+        ),
+        Mutant(
+            "sigmoid",
+            _cut(score(gated="sigmoid")),
+            "Your gate is sigmoid(g) alone. SiLU is g · sigmoid(g): `F.silu`.",
+            "a reader",
+        ),
+        Mutant(
             "SiLU on up",
-            _cut(_score(gated="up")),
+            _cut(score(gated="up")),
             "You put up through the SiLU. The *gate* goes through it, and up is multiplied as it "
             "is.",
             "a reader",
         ),
         Mutant(
+            "no root",
+            _cut(score(size="square")),
+            "You sum the squares of what a neuron says and forget the root, so how loud it is "
+            "counts twice as much as its column. ‖h‖ · ‖down‖ or ‖h‖² · ‖down‖² give one order, "
+            "‖h‖² · ‖down‖ another.",
+            "a reader, who wrote `(h**2).sum(0)`",
+        ),
+        Mutant(
+            "sizes summed",
+            _cut(score(size="sum")),
+            "You summed |h| over the tokens. The norm is the root of the summed squares: one shout "
+            "counts for more than a steady hum of the same sum.",
+            "a reader",
+        ),
+        Mutant(
             "mean",
-            _cut(_score(size="mean")),
+            _cut(score(size="mean")),
             "You took the mean of what a neuron says, where plus and minus cancel. Take the norm.",
             "a reader",
         ),

@@ -110,6 +110,18 @@ ZEROS = Exercise(
             "a reader",
         ),
         Mutant(
+            "mebibytes",
+            [each * 1e6 / 2**20 for each in (4.0, 10.0, 2.125, 2.0)],
+            "You counted mebibytes, of 2²⁰ bytes each. A megabyte is a million bytes.",
+            "a reader, who divided by 1024 ** 2",
+        ),
+        Mutant(
+            "bytes",
+            [4e6, 10e6, 2.125e6, 2e6],
+            "These are bytes, and rightly counted. Asked for are megabytes: over a million.",
+            "a reader",
+        ),
+        Mutant(
             "two bytes",
             [2.0, 9.0, 1.125, 1.0],
             "You took 2 bytes for a weight. These are float32: 4 bytes each.",

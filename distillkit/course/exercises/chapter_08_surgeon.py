@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distillkit.course.exercises.definition import Case, Exercise, Mutant
+from distillkit.course.exercises.definition import Case, Exercise, Mutant, Property
 from distillkit.course.exercises.drawing import Draw
 from distillkit.course.exercises.losses_by_hand import Function
 from distillkit.course.exercises.surgery import best_answer, hessian
@@ -44,21 +44,24 @@ def _cut(
     divided: str = "diagonal",
     before: bool = False,
     rows: str = "cut",
+    zeros: str = "cut",
+    at: int = 0,
 ) -> Function:
     """The cut with one part replaced.
 
     inverse: of the "rest", the "whole", of each number alone ("numbers"), or "none": H itself.
     divided: by the diagonal of the inverse, by its "square", by 1 / H_qq ("other") or "none".
-    before: the columns before move as well. rows: that are updated.
+    before: the columns before move as well. rows: that are updated, "cut", "all" or the "others".
+    zeros: the rows that are set to 0 in the end, "none" or "all". at: 1 reads the inverse at q.
     """
 
     def cut(weight: Tensor, hessian: Tensor, column: int, chosen: Tensor) -> Tensor:
         first = 0 if before else column
         part = hessian if before or inverse == "whole" else hessian[column:, column:]
-        place = column if before or inverse == "whole" else 0
+        place = column if before or inverse == "whole" else at * column
         found = {"none": part, "numbers": 1 / part}.get(inverse)
         found = torch.linalg.inv(part) if found is None else found
-        row = found[place] if before else found[place, place:]
+        row = found[place] if before or at else found[place, place:]
         by = {
             "diagonal": found[place, place],
             "square": found[place, place] ** 2,
@@ -66,12 +69,33 @@ def _cut(
             "none": torch.ones((), dtype=weight.dtype),
         }[divided]
         result = weight.clone()
-        step = weight[:, column] / by * (chosen if rows == "cut" else 1)
+        everywhere = torch.ones_like(chosen)
+        which = {"cut": chosen, "all": everywhere, "others": ~chosen}[rows]
+        step = weight[:, column] / by * which
         result[:, first:] -= sign * step[:, None] * row
-        result[chosen if rows == "cut" else slice(None), column] = 0.0
+        result[{"cut": which, "all": everywhere, "none": ~everywhere}[zeros], column] = 0.0
         return result
 
     return cut
+
+
+def _behind(weight: Tensor, hessian: Tensor, column: int, chosen: Tensor) -> Tensor:
+    """The inverse begins behind the column, and so does the move."""
+    inverse = torch.linalg.inv(hessian[column + 1 :, column + 1 :])
+    result = weight.clone()
+    if len(inverse):
+        step = weight[:, column] / inverse[0, 0] * chosen
+        result[:, column + 1 :] -= torch.outer(step, inverse[0])
+    result[chosen, column] = 0.0
+    return result
+
+
+def _exactly_zero(cut: Function, draw: Draw) -> bool:
+    """In 60 rows one crumb at least is left, where it is left to the numbers."""
+    chosen = torch.arange(60) % 3 > 0
+    h = hessian(draw, 6).to(draw.dtype)
+    found = torch.as_tensor(cut(draw.logits(60, 6), h, 1, chosen))
+    return not found[chosen, 1].any()
 
 
 def _no_answer(weight: Tensor, hessian: Tensor, column: int, chosen: Tensor) -> Tensor:
@@ -97,13 +121,57 @@ COLUMN = Exercise(
     ),
     cases=_column_cases,
     oracle=_column_oracle,
+    properties=(
+        Property(
+            "exactly 0",
+            _exactly_zero,
+            "The numbers are right, but some of the weights that were cut are a crumb, such as "
+            "2.4e-7: w - w is not always 0 on the way you take. A file keeps a crumb as it keeps "
+            "any weight. Set them to 0 in the end.",
+        ),
+    ),
     mutants=(
         Mutant(
             "no answer",
             _no_answer,
             "The weight is cut, and the others stay as they are: that is magnitude pruning. They "
-            "can make up for a part of it.",
+            "can make up for a part of it. (Or did you set w_q to 0 before its move was computed? "
+            "Then the move is 0, too.)",
             "a reader",
+        ),
+        Mutant(
+            "a crumb left",
+            _cut(zeros="none"),
+            "The numbers are right, but where a weight was cut, a crumb such as 2.4e-7 is left. "
+            "Set it to 0 in the end: `result[cut_O, column] = 0.0`.",
+            "a reader, who took the formula at its word",
+        ),
+        Mutant(
+            "row q of the block",
+            _cut(at=1),
+            "You read the inverse at `[q]`. It begins at column q, since you cut H before, so what "
+            "belongs to q stands in its row 0, and the diagonal at `[0, 0]`.",
+            "a reader, who took [·]_qq for an index into the block",
+        ),
+        Mutant(
+            "inverse of what is behind",
+            _behind,
+            "Your block begins behind column q. The set F has q in it: take the inverse of "
+            "`hessian_II[column:, column:]`, whose row 0 belongs to q.",
+            "a reader, who wrote `column + 1`",
+        ),
+        Mutant(
+            "the other rows",
+            _cut(rows="others"),
+            "You cut the rows in which `cut_O` is False. It is True where the weight goes.",
+            "a reader, who was used to masks of what stays",
+        ),
+        Mutant(
+            "zeros in all rows",
+            _cut(zeros="all"),
+            "The moves are right, but you set the column to 0 in every row. Only rows in which "
+            "`cut_O` is True lose their weight.",
+            "a reader, who wrote `result[:, column] = 0`",
         ),
         Mutant(
             "wrong sign",
@@ -163,7 +231,7 @@ COLUMN = Exercise(
         ),
         Mutant(
             "all rows",
-            _cut(rows="all"),
+            _cut(rows="all", zeros="all"),
             "You cut this column in every row. `cut_O` says in which ones; the others keep it.",
             "a reader, who did not use `cut_O`",
         ),

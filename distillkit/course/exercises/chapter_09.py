@@ -61,13 +61,17 @@ def _affine(
     signed: bool = False,
     measured: bool = False,
     shifted: bool = False,
+    late: bool = False,
+    given: str = "codes",
 ) -> Function:
     """The codes with one part replaced.
 
     levels: 2^b plus this many steps. widened: the range takes in "zero", or not ("no"), or not
     and the zero point is clamped ("clamp"). whole: what makes the zero point so; sign: of it.
     limit: "wrap" for what a cast to uint8 does, "int8" for a clamp and a cast to that. measured:
-    the range is x's own. shifted: x - low is rounded.
+    the range is x's own. shifted: x - low is rounded. late: the zero point is added before
+    rounding. given: back, "codes", "values", or scale and zero point "exchanged" or of the other
+    "sign".
     """
 
     def quantize(x: Tensor, low: float, high: float, bits: int) -> Quantized:
@@ -76,15 +80,17 @@ def _affine(
             low, high = min(low, 0.0), max(high, 0.0)
         last = 2**bits - 1
         scale = (high - low) / (2**bits + levels)
-        zero = -sign * low / scale
-        zero = whole(zero)
+        zero = whole(-sign * low / scale)
         zero = min(max(zero, 0), last) if widened == "clamp" else zero
         codes = rounded((x - low) / scale) if shifted else rounded(x / scale) + zero
+        codes = rounded(x / scale + zero) if late else codes
         codes = codes % 256 if limit == "wrap" else codes
         codes = codes.clamp(0, last) if limit in ("clamp", "int8") else codes
         codes = (codes + 128) % 256 - 128 if limit == "int8" else codes
+        if given in ("exchanged", "sign"):
+            return (codes, zero, scale) if given == "exchanged" else (codes, scale, -zero)
         half = 2 ** (bits - 1) if signed else 0
-        return codes - half, scale, zero - half
+        return (codes - zero) * scale if given == "values" else codes - half, scale, zero - half
 
     return quantize
 
@@ -153,6 +159,33 @@ AFFINE = Exercise(
             "Your zero point is not whole. It is stored as a code, and 0.0 must come back as "
             "exactly 0.0.",
             "FQ-ViT#3, which asks why others keep it as a float",
+        ),
+        Mutant(
+            "a zero point never rounded",
+            _affine(whole=float, late=True),
+            "Your codes are whole and the zero point is not: you round x / s + z in one go. Round "
+            "the zero point first; 0.0 must come back as exactly 0.0.",
+            "a reader, who left out `round(-low / scale)`",
+        ),
+        Mutant(
+            "values for codes",
+            _affine(given="values"),
+            "Scale and zero point are right. In the place of the codes you give back what they "
+            "stand for, s (c - z): asked for are the codes themselves.",
+            "a reader",
+        ),
+        Mutant(
+            "scale and zero point exchanged",
+            _affine(given="exchanged"),
+            "All three are right, in another order: asked for are codes, scale, zero point.",
+            "a reader",
+        ),
+        Mutant(
+            "minus the zero point",
+            _affine(given="sign"),
+            "Codes and scale are right, and your zero point has the wrong sign: it is the code of "
+            "0.0, and no code is negative.",
+            "a reader, who returned what he subtracted",
         ),
         Mutant(
             "a zero point cut off",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distillkit.course.exercises.definition import Case, Exercise, Mutant
+from distillkit.course.exercises.definition import Case, Exercise, Mutant, Property
 from distillkit.course.exercises.drawing import Draw
 from distillkit.course.exercises.losses_by_hand import Function
 from distillkit.course.exercises.rounding import largest_code
@@ -19,9 +19,11 @@ SURE = 0.01
 
 
 def _feedback_cases(draw: Draw) -> list[Case]:
-    cases = []
+    cases: list[Case] = []
     for o, i, bits, size in ((6, 7, 3, 0.3), (5, 9, 4, 0.2), (8, 6, 2, 2.0)):
         weight, h, scales = _sure(draw, o, i, bits, size)
+        if not cases:
+            weight, scales = _with_a_row_that_tells_damping(draw, weight, h, scales, bits)
         arguments = (weight.to(draw.dtype), h.to(draw.dtype), scales.to(draw.dtype), bits)
         cases.append(Case(f"O={o}, I={i}, {bits} bits", arguments))
     return cases
@@ -40,6 +42,21 @@ def _sure(draw: Draw, o: int, i: int, bits: int, size: float) -> tuple[Tensor, T
             rows.append(row)
             scales.append(scale)
     return torch.stack(rows), h, torch.stack(scales)
+
+
+def _with_a_row_that_tells_damping(
+    draw: Draw, weight: Tensor, h: Tensor, scales: Tensor, bits: int
+) -> tuple[Tensor, Tensor]:
+    """The last row is one that a Hessian with 1 % of damping rounds to other codes."""
+    while True:
+        rows = draw.logits(400, len(h), dtype=torch.float64).float().double()
+        own = (0.7 * rows.abs().amax(1) / largest_code(bits)).float().double()
+        other = _rounded(damped=0.01)(rows, h, own, bits)
+        differ = (_rounded()(rows, h, own, bits) - other).abs().amax(1) > 0.5 * own
+        for row, scale in zip(rows[differ], own[differ], strict=True):
+            seen = _rounded_row(row.tolist(), h.tolist(), scale.item(), bits)[1]
+            if min(abs(each % 1 - 0.5) for each in seen) > 0.3 * SURE:
+                return torch.stack([*weight[:-1], row]), torch.stack([*scales[:-1], scale])
 
 
 def _rounded_row(
@@ -72,15 +89,24 @@ def _rounded(
     clamped: bool = True,
     backwards: bool = False,
     in_codes: bool = False,
+    damped: float = 0.0,
+    crumbs: bool = False,
+    given: str = "weights",
+    error_of: str = "now",
 ) -> Function:
     """The loop with one part replaced.
 
     inverse: of the "rest", of the "whole", or "none": H. divided: by the diagonal of the inverse,
     by that of H ("other"), or by "none". reach: of the feedback; "next" for one column, "all" for
-    those before as well, "none". in_codes: the error is counted in steps.
+    those before as well, "none". in_codes: the error is counted in steps. damped: the share of
+    the mean diagonal that is added to it. crumbs: ŵ is not set. given: back, "weights" or "codes".
+    error_of: the column "now", of the "old" one, or of the code before its "clamp".
     """
 
     def quantize(weight: Tensor, h: Tensor, scales: Tensor, bits: int) -> Tensor:
+        h = h + damped * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
+        if given == "codes":
+            return (quantize_in_order(weight, h, scales, bits) / scales[:, None]).round()
         if backwards:
             turned = quantize_in_order(weight.flip(1), h.flip(0, 1), scales, bits)
             return turned.flip(1)
@@ -89,9 +115,11 @@ def _rounded(
     def quantize_in_order(weight: Tensor, h: Tensor, scales: Tensor, bits: int) -> Tensor:
         last, w, columns = largest_code(bits), weight.clone(), weight.shape[1]
         for q in range(columns):
-            codes = (w[:, q] / scales).round()
-            codes = codes.clamp(-last, last) if clamped else codes
+            nearest = (w[:, q] / scales).round()
+            codes = nearest.clamp(-last, last) if clamped else nearest
             error = w[:, q] / scales - codes if in_codes else w[:, q] - codes * scales
+            error = weight[:, q] - codes * scales if error_of == "old" else error
+            error = w[:, q] - nearest * scales if error_of == "clamp" else error
             part = h if inverse == "whole" or reach == "all" else h[q:, q:]
             place = q if inverse == "whole" or reach == "all" else 0
             found = part if inverse == "none" else torch.linalg.inv(part)
@@ -100,10 +128,18 @@ def _rounded(
             first = 0 if reach == "all" else q
             end = {"next": q + 2, "none": q}.get(reach, columns)
             w[:, first:end] -= move[:, (0 if first == 0 else place) :][:, : end - first]
-            w[:, q] = codes * scales
+            w[:, q] = w[:, q] if crumbs else codes * scales
         return w
 
     return quantize
+
+
+def _zeros_are_zero(quantize: Function, draw: Draw) -> bool:
+    """With two bits a third of the codes is 0; of so many crumbs one at least is not."""
+    weight, h = draw.logits(24, 6), hessian(draw, 6).to(draw.dtype)
+    scales = 0.7 * weight.abs().amax(1)
+    found = torch.as_tensor(quantize(weight, h, scales, 2))
+    return bool((found[found.abs() < scales[:, None] / 2] == 0).all())
 
 
 FEEDBACK = Exercise(
@@ -124,13 +160,57 @@ FEEDBACK = Exercise(
     cases=_feedback_cases,
     oracle=_feedback_oracle,
     tolerance=1e-3,
+    properties=(
+        Property(
+            "code 0 is exactly 0",
+            _zeros_are_zero,
+            "The numbers are right but for a crumb: where the code is 0, some of your weights are "
+            "not exactly 0. Set column q to ŵ after the step, so that it lies on its grid.",
+        ),
+    ),
     mutants=(
+        Mutant(
+            "a crumb left",
+            _rounded(crumbs=True),
+            "The numbers are right but for a crumb: the formula brings column q near its grid, and "
+            "the last digit is off. After the step set it: `w[:, q] = w_hat`.",
+            "a reader, who took the formula at its word",
+        ),
+        Mutant(
+            "a damped Hessian",
+            _rounded(damped=0.01),
+            "You added something to the diagonal of H, as GPTQ does, 1 % of its mean, where H "
+            "might have no inverse. This one has. Damping changes some of the codes.",
+            "a reader, who knew `percdamp=.01`",
+        ),
+        Mutant(
+            "codes",
+            _rounded(given="codes"),
+            "These are the codes, and they are right. Asked for are the weights on their grid: "
+            "each code times the scale of its row.",
+            "a reader",
+        ),
+        Mutant(
+            "the old column's error",
+            _rounded(error_of="old"),
+            "Your error is that of the weight as it was in the beginning. Column q has moved since "
+            "then: the error is w_q *now*, minus ŵ_q.",
+            "a reader, who wrote `weight_OI[:, q] - w_hat`",
+        ),
+        Mutant(
+            "the error before the clamp",
+            _rounded(error_of="clamp"),
+            "The error that you pass on is that of the rounded code before it was clamped. What "
+            "the clamp takes is a part of the error: clamp first.",
+            "a reader",
+        ),
         Mutant(
             "no feedback",
             _rounded(reach="none"),
             "This is rounding to the nearest, each weight by itself. What one column loses, those "
-            "behind it can give back: move them by the error.",
-            "a reader, who rounded W and not the copy that moves",
+            "behind it can give back: move them by the error. (Or did you round W and not the copy "
+            "that moves? Or read the error after column q was overwritten, when it is 0?)",
+            "a reader",
         ),
         Mutant(
             "wrong sign",

@@ -21,12 +21,13 @@ BITS = 4
 
 
 def _weights(draw: Draw, o: int, i: int, scale: float, bits: int) -> Tensor:
-    """Weights of which some lie outside of the range, none near its ends."""
+    """Weights of which some lie outside of the range, two less than half a step; none near Q."""
     codes = units(draw, o, i, most=largest_code(bits) - 1)
     codes[0, :2] = torch.tensor([2.2, -1.7], dtype=torch.float64)
     outside = (largest_code(bits) + 3.3) * signs(draw, o)
     codes[:, -1] = outside
     codes[0, -1], codes[1, -1] = outside[0].abs(), -outside[0].abs()
+    codes[0, 2], codes[1, 0] = largest_code(bits) + 0.3, -largest_code(bits) - 0.3
     return (scale * codes).to(draw.dtype)
 
 
@@ -69,6 +70,11 @@ class _Custom(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *slopes: Tensor) -> Any:
         return slopes[0] * context.slope, None, None, None
+
+
+def _half_a_step_more(w: Tensor, scale: float, bits: int) -> Tensor:
+    inside = (w / scale).round().abs() <= largest_code(bits)
+    return w * inside + (_values(w, scale, bits) - w * inside).detach()
 
 
 def _with_slopes(slopes: Function) -> Function:
@@ -122,6 +128,11 @@ def _one_inside(fake: Function, draw: Draw) -> bool:
 
 
 def _none_outside(fake: Function, draw: Draw) -> bool:
+    slope, _ = _slope(fake, draw)
+    return not slope[:, -1].any()
+
+
+def _none_close_outside(fake: Function, draw: Draw) -> bool:
     slope, inside = _slope(fake, draw)
     return not slope[~inside].any()
 
@@ -162,6 +173,12 @@ GRADIENT = Exercise(
             "The values are right, but weights outside of the range get a gradient. Their value "
             "does not change with them: it is that of the last code.",
         ),
+        Property(
+            "no gradient right behind Qs",
+            _none_close_outside,
+            "The values are right, but a weight less than half a step outside of the range gets a "
+            "gradient. The range ends at Qs.",
+        ),
     ),
     mutants=(
         Mutant(
@@ -184,6 +201,14 @@ GRADIENT = Exercise(
             "The values are right, but the gradient is 1 outside of the range, too. Such a weight "
             "walks further and further out, and its value never changes.",
             "quantized.pytorch#5 and oneflow#8649, where it is 1 everywhere",
+        ),
+        Mutant(
+            "half a step more",
+            _half_a_step_more,
+            "The values are right, but the gradient ends half a step late: at (Q + ½)s, where "
+            "codes begin to be clamped, as `torch.fake_quantize_per_tensor_affine` has it. Here it "
+            "ends at Qs: ask |w| <= Qs, and not the rounded code.",
+            "a reader, who asked whether the *code* is clamped",
         ),
         Mutant(
             "the scale in the gradient",

@@ -66,12 +66,15 @@ def _quantized(
     guarded: bool = True,
     clipped: bool = False,
     inverse: bool = False,
+    floor: float = 0.0,
+    given: str = "codes",
 ) -> Function:
     """Codes and scales with one part replaced.
 
     over: what shares a scale, of "group", "tensor", "row", "column" and "stride". largest: its
     "size", "signed", or half the "span". more: added to Q. clipped: to codes that
-    there are. guarded: a scale of 0 becomes 1.
+    there are. guarded: a scale of 0 becomes 1. floor: under all scales instead. given: back,
+    "codes", "values", or both in the other order, "exchanged".
     """
 
     def quantize(weight: Tensor, group: int, bits: int) -> Pair:
@@ -86,11 +89,15 @@ def _quantized(
         }[largest]
         most = most.expand(*parts.shape[:2], 1) if over != "column" else most.expand_as(parts)
         scales = most / (last + more)
+        scales = scales.clamp(min=floor) if floor else scales
         scales = torch.where(scales == 0, 1.0, scales) if guarded else scales
         codes = rounded(parts / scales)
         codes = codes.clamp(-last - 1, last) if clipped else codes
         codes = codes.mT if over == "stride" else codes
         told = scales[..., 0]
+        codes = codes * scales if given == "values" else codes
+        if given == "exchanged":
+            return told, codes.flatten(1)
         return codes.flatten(1), 1 / told if inverse else told
 
     return quantize
@@ -112,6 +119,26 @@ GROUPS = Exercise(
     cases=_group_cases,
     oracle=_group_oracle,
     mutants=(
+        Mutant(
+            "a floor under the scale",
+            _quantized(floor=1e-8),
+            "All is right except for a group of zeros: its scale is 0, or nearly 0. Clamping the "
+            "scale is common, and safe as well; the statement asks for the scale 1 there.",
+            "a reader, who wrote `scales.clamp(min=1e-8)`",
+        ),
+        Mutant(
+            "values for codes",
+            _quantized(given="values"),
+            "The scales are right. In the place of the codes you give back code times scale, which "
+            "is the weight again: asked for are the codes.",
+            "a reader",
+        ),
+        Mutant(
+            "codes and scales exchanged",
+            _quantized(given="exchanged"),
+            "Both are right, in the other order: asked for are codes, then scales.",
+            "a reader",
+        ),
         Mutant(
             "one scale",
             _quantized(over="tensor"),

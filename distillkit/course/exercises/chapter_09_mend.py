@@ -32,7 +32,12 @@ def _linear_cases(draw: Draw) -> list[Case]:
         scales = 0.01 * 2.0 ** draw.logits(o, scale=1.0)
         arguments = (x.to(draw.dtype), codes.to(torch.int8), scales, draw.logits(o))
         cases.append(Case(f"T={t}, O={o}, I={i}", arguments))
-    return cases
+    x = 2e-5 * units(draw, 3, 8, most=LAST - 1)  # a floor of 0.01 under the scale makes zeros of it
+    x[:, 0], x[:, 1] = 2e-5 * LAST * signs(draw, 3), 2e-5 * 101.2
+    codes = draw.integers(4, 8, below=LAST + 1, least=-LAST)
+    codes[0] = LAST * x[0].sign().long()
+    arguments = (x.to(draw.dtype), codes.to(torch.int8), 1.0 + draw.probabilities(4), x[0, :4] * 0)
+    return [*cases, Case("T=3, O=4, I=8, quiet tokens", arguments)]
 
 
 def _linear_oracle(
@@ -63,19 +68,22 @@ def _linear(
     bias: str = "last",
     scaled: str = "both",
     guarded: bool = True,
+    floor: float = 1e-12,
+    whole: bool = True,
 ) -> Function:
     """The layer mended in part.
 
     over: what shares a scale, "token" or "all". wide: what sums are kept in; "clamped" for an
     int8 that saturates. last: the code of the largest. bias: added "last", or "first", to the sum
     of codes. scaled: by "both" scales or by one. guarded: a token of zeros is not divided by 0.
+    floor: under the scale. whole: the inputs become codes.
     """
 
     def linear(inputs: Tensor, codes: Tensor, scales: Tensor, offset: Tensor) -> Tensor:
         largest = inputs.abs().amax(-1, keepdim=True) if over == "token" else inputs.abs().max()
-        scale = (largest.clamp(min=1e-12) if guarded else largest) / last
+        scale = (largest / last).clamp(min=floor) if guarded else largest / last
         x = inputs / scale
-        x = _wrapped(x.round() if rounded else x.trunc(), 128)
+        x = _wrapped(x.round() if rounded else x.trunc(), 128) if whole else x
         total = x.double() @ codes.double().T
         if wide in ("int8", "int16"):
             total = _wrapped(total, 128 if wide == "int8" else 2**15)
@@ -84,7 +92,7 @@ def _linear(
         total = total.to(inputs.dtype)
         total = total + offset if bias == "first" else total
         total = total * {"both": scale * scales, "tokens": scale, "rows": scales}[scaled]
-        return total + offset if bias == "last" else total
+        return total + offset if bias == "last" else total  # "none": nowhere
 
     return linear
 
@@ -178,6 +186,27 @@ MEND_LINEAR = Exercise(
             "All three are mended, but a token of zeros divides by 0 now. The broken layer was "
             "safe there: clamp the scale.",
             "keras#23413, a division that nobody guarded",
+        ),
+        Mutant(
+            "a high floor",
+            _linear(floor=1e-2),
+            "All three are mended, but your floor under the scale is too high: a quiet token, "
+            "whose scale is smaller than that, gets zeros for codes. It only has to keep a token "
+            "of zeros from dividing by 0: 1e-8.",
+            "a reader, who wrote `clamp(min=1e-2)`",
+        ),
+        Mutant(
+            "never whole",
+            _linear(whole=False),
+            "Your inputs stay what they were: divided by the scale, and never made whole numbers. "
+            "Round them; only whole numbers can be multiplied as int8.",
+            "a reader, who left out the cast",
+        ),
+        Mutant(
+            "no bias",
+            _linear(bias="none"),
+            "The bias is missing. It is added at the end, as it is.",
+            "a reader",
         ),
         Mutant(
             "128 steps",

@@ -59,6 +59,7 @@ def _unpacked(
         codes = {
             "offset": lambda: stored.int() - 8,
             "seven": lambda: stored.int() - 7,
+            "plus": lambda: stored.int() + 8,
             "unsigned": lambda: stored.int(),
             "two's complement": lambda: stored.int() - 16 * (stored > 7).int(),
             "wrapped": lambda: stored - 8,
@@ -69,7 +70,11 @@ def _unpacked(
             "groups": place // group,
             "bytes": place // 2 // group,
             "in turn": place % scales.shape[1],
+            "first": place * 0,
+            "no": place,
         }[scaled]
+        if scaled == "no":
+            return codes.to(scales.dtype)
         return codes * scales[:, place.clamp(max=scales.shape[1] - 1)]
 
     return unpack
@@ -117,6 +122,25 @@ NIBBLES = Exercise(
             _unpacked(meaning="seven"),
             "All your codes are one too high: 8 is added when they are stored, so subtract 8.",
             "tilelang#2477, which decoded nibble - 7",
+        ),
+        Mutant(
+            "plus eight",
+            _unpacked(meaning="plus"),
+            "You add 8. It was added when the codes were stored; to read them, subtract it.",
+            "a reader",
+        ),
+        Mutant(
+            "codes",
+            _unpacked(scaled="no"),
+            "These are the codes, and they are right. A weight is its code times its scale.",
+            "a reader",
+        ),
+        Mutant(
+            "the first scale alone",
+            _unpacked(scaled="first"),
+            "Your codes all have the first scale of their row. Every `group` columns the next one "
+            "begins.",
+            "a reader",
         ),
         Mutant(
             "unsigned",

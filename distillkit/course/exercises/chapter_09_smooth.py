@@ -48,24 +48,28 @@ def _smoothed(
     mean: bool = False,
     guarded: bool = True,
     turned: str = "",
+    whole: bool = False,
 ) -> Function:
     """Inputs and weights with one part replaced.
 
     exchanged: α and 1 - α. both: α on either side. signed: "x" or "w" without magnitude. mean: of
-    |x|. guarded: 1 where a side is 0. turned: "weight" divided, "inputs" left, "all" the other
-    way.
+    |x|. guarded: 1 where a side is 0. turned: "weight" divided or "weight left", "inputs" left,
+    "all" the other way. whole: one largest input for all features.
     """
 
     def smooth(x: Tensor, weight: Tensor, alpha: float) -> Pair:
         sizes = x if signed == "x" else x.abs()
         ones = weight if signed == "w" else weight.abs()
         top = sizes.mean(0) if mean else sizes.amax(0)
+        top = sizes.max().expand(top.shape) if whole else top
         low = ones.amax(0)
         a, b = (1 - alpha, alpha) if exchanged else (alpha, alpha if both else 1 - alpha)
         factor = top**a / low**b
         if guarded:
             factor = torch.where((top == 0) | (low == 0), 1.0, factor)
         divided = x if turned == "inputs" else x * factor if turned == "all" else x / factor
+        if turned == "weight left":
+            return divided, weight
         wrong_way = turned in ("weight", "all")
         return divided, weight / factor if wrong_way else weight * factor
 
@@ -108,6 +112,20 @@ SMOOTH = Exercise(
             "You divide the weights as well, so the layer computes something else. What is taken "
             "out of the inputs goes *into* the weights.",
             "a reader",
+        ),
+        Mutant(
+            "weights left",
+            _smoothed(turned="weight left"),
+            "The inputs are divided, and the weights are what they were, so the layer computes "
+            "something else. Column i of the weights is multiplied by s_i.",
+            "a reader, who returned `weight_OI`",
+        ),
+        Mutant(
+            "one largest input",
+            _smoothed(whole=True),
+            "You took the largest |x| of all inputs. Each feature has its own: `amax(0)`, over the "
+            "tokens.",
+            "a reader, who wrote `abs().max()`",
         ),
         Mutant(
             "inputs left",
