@@ -113,8 +113,8 @@ TWO_OF_FOUR = Exercise(
         Mutant(
             "always 2:4",
             lambda weight, n, m: _grouped()(weight, 2, 4),
-            "Your groups are 2:4, whatever is asked for. Take `n` and `m` from the arguments: other "
-            "pairs are tried, too.",
+            "Your groups are 2:4, whatever is asked for. Take `n` and `m` from the arguments: "
+            "other pairs are tried, too.",
             "a reader, who wrote 2 and 4",
         ),
         Mutant(
