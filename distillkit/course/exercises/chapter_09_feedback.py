@@ -135,7 +135,11 @@ def _rounded(
 
 
 def _zeros_are_zero(quantize: Function, draw: Draw) -> bool:
-    """With two bits a third of the codes is 0; of so many crumbs one at least is not."""
+    """With two bits a third of the codes is 0; with three Hessians, one crumb at least is not."""
+    return all(_zeros_of_one(quantize, draw) for _ in range(3))
+
+
+def _zeros_of_one(quantize: Function, draw: Draw) -> bool:
     weight, h = draw.logits(24, 6), hessian(draw, 6).to(draw.dtype)
     scales = 0.7 * weight.abs().amax(1)
     found = torch.as_tensor(quantize(weight, h, scales, 2))
