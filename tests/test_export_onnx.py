@@ -412,4 +412,4 @@ def test_a_missing_package_is_named(original, folder, tmp_path, monkeypatch, pac
 def test_what_a_missing_package_says_is_what_the_extra_asks_for():
     extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     extra = extras["optional-dependencies"]["export"]
-    assert {WANTED[name] for name in ("onnx", "onnxruntime", "gguf")} < set(extra)
+    assert {WANTED[name] for name in ("onnx", "onnxruntime", "gguf")} == set(extra)

@@ -19,7 +19,7 @@ def test_a_student_is_trained_as_the_readme_does(tmp_path, monkeypatch):
     assert short.count("max_steps=2") == 1 and "front_desk(8)" in short
     names: dict = {}
     exec(short, names)
-    assert names["trainer"].state.global_step == 2
+    assert names["trainer"].state.global_step == 2 and (tmp_path / "build" / "student").is_dir()
 
 
 def test_a_model_is_cut_rounded_and_exported_as_the_readme_does(tmp_path, monkeypatch, capsys):
