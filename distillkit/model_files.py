@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -320,7 +320,7 @@ def save_model(
         if card is not None:
             (aside / "README.md").write_text(card, encoding="utf-8")
         aside.chmod(0o755)
-        _replace(target, aside)
+        take_place(target, aside, lambda entry: not _CHECKPOINT_FILE.fullmatch(entry.name))
     except (OSError, SafetensorError) as error:
         raise saving_error(target, error) from error
     finally:
@@ -329,8 +329,13 @@ def save_model(
     return target
 
 
-def _replace(target: Path, new: Path) -> None:
-    """Put the folder ``new`` in the place of ``target``, which is put back if that fails."""
+def take_place(
+    target: Path, new: Path, keep: Callable[[Path], object] = lambda entry: False
+) -> None:
+    """Put the folder ``new`` in the place of ``target``, which is put back if that fails.
+
+    keep: which entries of the old folder stay, where the new one has none of that name.
+    """
     if not target.exists():
         os.rename(new, target)
         return
@@ -342,7 +347,7 @@ def _replace(target: Path, new: Path) -> None:
         os.rename(old, target)
         raise
     for entry in old.iterdir():
-        if not (_CHECKPOINT_FILE.fullmatch(entry.name) or (target / entry.name).exists()):
+        if keep(entry) and not (target / entry.name).exists():
             os.rename(entry, target / entry.name)
     shutil.rmtree(old, ignore_errors=True)
 

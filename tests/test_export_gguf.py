@@ -175,7 +175,7 @@ def test_a_damaged_file_is_refused(files, tmp_path):
     file.write_bytes(content)
     assert read_gguf(file).config.num_hidden_layers == 2
     beside.unlink()
-    with pytest.raises(UserError, match=r"q8_0\.gguf\.manifest\.json is missing"):
+    with pytest.raises(UserError, match=r"has no q8_0\.gguf\.manifest\.json"):
         read_gguf(file)
 
 

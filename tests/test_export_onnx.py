@@ -333,7 +333,9 @@ def test_a_damaged_folder_is_refused(folder, tmp_path, name, damage):
         quantize_onnx(copy, tmp_path / "out")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "distillkit export 1", "files": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": "distillkit manifest 1", "files": {}}']
+)
 def test_a_damaged_manifest_is_refused(folder, tmp_path, text):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "manifest.json").write_text(text)
@@ -344,12 +346,12 @@ def test_a_damaged_manifest_is_refused(folder, tmp_path, text):
 def test_what_is_no_export_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         load_onnx(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"no export, .*manifest\.json is missing"):
+    with pytest.raises(UserError, match=r"has no manifest\.json"):
         load_onnx(tmp_path)
     copy = shutil.copytree(folder, tmp_path / "copy")
-    later = (copy / "manifest.json").read_text().replace("export 1", "export 2")
+    later = (copy / "manifest.json").read_text().replace("manifest 1", "manifest 2")
     (copy / "manifest.json").write_text(later)
-    with pytest.raises(UserError, match="has the format 'distillkit export 2'"):
+    with pytest.raises(UserError, match="has the format 'distillkit manifest 2'"):
         load_onnx(copy)
 
 

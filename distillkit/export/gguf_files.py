@@ -27,8 +27,8 @@ from transformers import (
 from distillkit.errors import UserError
 from distillkit.export.decoder import Decoder, Layer, Linear, decoder_of
 from distillkit.export.gguf_tokenizer import add_tokenizer
-from distillkit.export.manifest import check_manifest, whole_file
 from distillkit.export.needed import needed
+from distillkit.manifest import check_manifest, whole_file
 
 __all__ = ["GGUF_KINDS", "export_gguf", "gguf_types", "read_gguf"]
 

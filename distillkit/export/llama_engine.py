@@ -17,8 +17,8 @@ from torch import Tensor
 
 from distillkit.errors import UserError
 from distillkit.export.gguf_files import config_of
-from distillkit.export.manifest import check_manifest
 from distillkit.export.needed import needed
+from distillkit.manifest import check_manifest
 
 __all__ = ["LlamaCache", "LlamaModel", "load_llama_cpp"]
 

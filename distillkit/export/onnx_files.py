@@ -11,10 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distillkit.errors import UserError
 from distillkit.export.decoder import decoder_of
-from distillkit.export.manifest import MANIFEST, check_manifest, whole_folder
 from distillkit.export.needed import needed
 from distillkit.export.onnx_graph import HEAD, TABLE, build_graph
 from distillkit.export.onnx_rounding import ONNX_KINDS, rounded
+from distillkit.manifest import MANIFEST, check_manifest, whole_folder
 
 __all__ = ["export_onnx", "onnx_parts", "quantize_onnx"]
 

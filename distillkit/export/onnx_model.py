@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from distillkit.errors import UserError
-from distillkit.export.manifest import check_manifest
 from distillkit.export.needed import needed
 from distillkit.export.onnx_files import GRAPH
+from distillkit.manifest import check_manifest
 
 __all__ = ["OnnxCache", "OnnxModel", "load_onnx"]
 

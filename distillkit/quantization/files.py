@@ -8,8 +8,6 @@ not imported `distillkit.quantization` refuses the folder as well: the tensors h
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,53 +25,29 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from distillkit.errors import UserError
+from distillkit.manifest import MANIFEST, check_manifest, manifest_of, write_manifest
 from distillkit.quantization.layers import Integers, QuantizedEmbedding, QuantizedLinear
 from distillkit.quantization.quantizing import QUANT_METHOD, Plan, put_table, stack_linears
 
-__all__ = ["MANIFEST", "check_seal", "seal"]
+__all__ = ["check_seal", "seal"]
 
-MANIFEST = "manifest.json"
 _DTYPES = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
 _UNSEALED = {MANIFEST, "README.md"}  # a card may be edited
 
 
 def seal(folder: str | os.PathLike[str]) -> None:
-    """Write the SHA-256 of every file of a saved model into its manifest.json."""
-    files = sorted(path for path in Path(folder).iterdir() if path.name not in _UNSEALED)
-    digests = {path.name: _digest(path) for path in files if path.is_file()}
-    text = json.dumps({"sha256": digests}, indent=1)
-    (Path(folder) / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    """Write the bytes and the SHA-256 of every file of a saved model into its manifest.json."""
+    files = (path for path in Path(folder).iterdir() if path.is_file())
+    loaded = sorted(path for path in files if path.name not in _UNSEALED)
+    write_manifest(manifest_of(Path(folder)), loaded)
 
 
 def check_seal(folder: str | os.PathLike[str]) -> None:
     """Raises UserError where a file is missing, cut off or altered since `seal`, or no seal is."""
-    folder = Path(folder)
-    try:
-        digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-        known = {str(name): str(digest) for name, digest in digests.items()}
-    except OSError as error:
-        raise UserError(
-            f"{folder} has no {MANIFEST}, so nobody can say whether it is whole: save quantized "
-            "models with distillkit.models.save_model, and load them with load_model"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / MANIFEST} is damaged: save the model again") from error
-    for name, digest in known.items():
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} lacks {name}, which its {MANIFEST} lists: get it again")
-        if _digest(folder / name) != digest:
-            raise UserError(
-                f"{folder / name} was cut off or altered since it was saved (its SHA-256 is not "
-                f"that of {MANIFEST}): get it again, or save the model again"
-            )
+    known = check_manifest(Path(folder))
     for end in ("config.json", ".safetensors"):
         if not any(name.endswith(end) for name in known):
-            raise UserError(f"{folder / MANIFEST} lists no {end}: save the model again")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            raise UserError(f"{Path(folder) / MANIFEST} lists no {end}: save the model again")
 
 
 class DistillkitConfig(QuantizationConfigMixin):

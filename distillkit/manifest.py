@@ -1,8 +1,8 @@
 """What was written is what is read: artefacts appear whole, and a digest of each file beside them.
 
 A model file that was cut off by a full disk or altered on the way can load without an error and
-say other things. So every export lists its files with their bytes and SHA-256, and loading refuses
-what differs.
+say other things. So every export and every quantized model lists its files with their bytes and
+SHA-256, and loading refuses what differs.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distillkit.errors import UserError
-from distillkit.model_files import saving_error
+from distillkit.model_files import saving_error, take_place
 
 MANIFEST = "manifest.json"
-_FORMAT = "distillkit export 1"
+_FORMAT = "distillkit manifest 1"
 
 
 @contextmanager
@@ -41,26 +41,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
         yield aside
         write_manifest(aside / MANIFEST, sorted(aside.iterdir()))
         aside.chmod(0o755)
-        _take_place(target, aside)
+        take_place(target, aside)
     except OSError as error:
         raise saving_error(target, error) from error
     finally:
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
-
-
-def _take_place(target: Path, new: Path) -> None:
-    if not target.exists():
-        os.rename(new, target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-    os.rename(target, old)
-    try:
-        os.rename(new, target)
-    except BaseException:
-        os.rename(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -98,20 +84,25 @@ def write_manifest(manifest: Path, files: Iterable[Path]) -> None:
     manifest.write_text(content + "\n", encoding="utf-8")
 
 
-def check_manifest(path: Path) -> None:
-    """Compare an export, a folder or a file, with its manifest.
+def check_manifest(path: Path) -> list[str]:
+    """Compare a folder or a file with its manifest; the names that this lists.
 
     Raises UserError, naming the file, when one is missing, cut off or altered, and when there is
     no manifest or it is damaged.
     """
     if not path.exists():
-        raise UserError(f"{path}: no such folder or file; expected what an export wrote")
+        raise UserError(f"{path}: no such folder or file; expected what was saved or exported")
     manifest = manifest_of(path)
     if not manifest.is_file():
-        raise UserError(f"{path} is no export, or an unfinished one: {manifest.name} is missing")
+        raise UserError(
+            f"{path} has no {manifest.name}, so nobody can say whether it is whole: write it with "
+            "distillkit.models.save_model or distillkit.export"
+        )
     folder = path if path.is_dir() else path.parent
-    for name, wanted in _listed(manifest).items():
+    listed = _listed(manifest)
+    for name, wanted in listed.items():
         _check_file(folder / name, wanted)
+    return list(listed)
 
 
 def _listed(manifest: Path) -> dict[str, dict]:
@@ -125,26 +116,27 @@ def _listed(manifest: Path) -> dict[str, dict]:
         if not files or any({"bytes", "sha256"} - set(wanted) for wanted in files.values()):
             raise KeyError
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{manifest} is damaged: export anew") from error
+        raise UserError(f"{manifest} is damaged: write it anew") from error
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{manifest} is damaged: it is not JSON; export anew") from error
+        raise UserError(f"{manifest} is damaged: it is not JSON; write it anew") from error
     return files
 
 
 def _check_file(file: Path, wanted: dict) -> None:
     if not file.is_file():
-        raise UserError(f"{file} is missing: copy the whole export, or export anew")
+        raise UserError(f"{file} is missing: copy all of it, or write it anew")
     found = file.stat().st_size
     if found < wanted["bytes"]:
         raise UserError(
-            f"{file} is cut off: it has {found:,} bytes of {wanted['bytes']:,}; copy or export anew"
+            f"{file} is cut off: it has {found:,} bytes of {wanted['bytes']:,}; "
+            "copy it or write it anew"
         )
     if found != wanted["bytes"] or _digest(file) != wanted["sha256"]:
         raise UserError(
-            f"{file} was altered since it was exported: its SHA-256 is not that of the manifest; "
-            "copy or export anew"
+            f"{file} was altered since it was written: its SHA-256 is not that of the manifest; "
+            "copy it or write it anew"
         )
 
 
